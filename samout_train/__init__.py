@@ -1,6 +1,6 @@
 """samout_train: train causal language models without attention, and compare them fairly with models that have it.
 
-Nothing is imported until it is asked for; torch in particular.
+Nothing is imported before its first use, torch in particular.
 """
 
 import os
@@ -10,27 +10,27 @@ import sys
 
 
 def working_directory_last() -> None:
-    """Let modules of the working directory be imported, such as a `_target_` of one's own, but those of Python first.
+    """Move the working directory behind Python's own modules in `sys.path`, so that it can hold a user's `_target_`.
 
-    Only `os` and `sys` are imported before, which the interpreter has loaded before it looks into any folder.
+    Until then, only `os` and `sys` are imported: the interpreter loads both before it searches any folder.
 
-    `python -m` and an empty entry of PYTHONPATH put it first. PYTHONSAFEPATH and `python -P` keep it out.
+    `python -m` and an empty entry of PYTHONPATH put the directory first. PYTHONSAFEPATH and `python -P` keep it out.
     """
     try:
         here = os.path.normcase(os.getcwd())
-    except OSError:  # it is gone
+    except OSError:  # the directory no longer exists
         return
     package = os.path.normcase(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     kept = [entry for entry in sys.path if os.path.normcase(os.path.abspath(entry)) != here]
     if len(kept) == len(sys.path) and sys.flags.safe_path:
         return
-    # In a checkout, this very package lies there, and one that is installed must not take its place.
+    # In a checkout, the directory holds this package, and an installed copy must not be imported in its place.
     installed = (index for index, entry in enumerate(kept) if entry.endswith("-packages"))
     kept.insert(next(installed, len(kept)) if here == package else len(kept), os.getcwd())
     sys.path[:] = kept
 
 
-# The program: `python -m samout_train` imports this before it replaces the first argument.
+# Only for the program. `python -m samout_train` imports this module while the first argument is still `-m`.
 if sys.argv and (sys.argv[0] == "-m" or os.path.basename(sys.argv[0]).startswith("samout-train")):
     working_directory_last()
 

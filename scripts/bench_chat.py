@@ -1,9 +1,9 @@
-"""Chat and serving: time to the first token by turn, and tokens a second of one and of 16 conversations at once.
+"""Chat and serving: time to the first token by turn, and tokens per second in one and in 16 simultaneous conversations.
 
     python scripts/bench_chat.py [--turns 200] [--threads 2]
 
-Untrained models of equal width: what they say does not matter for the time. Times are medians over the turns around the
-last one, beside second turns of the same moments.
+The models are untrained and of equal width, since the content of answers does not affect the time. Times are medians
+over late turns, compared with second turns measured at the same moments.
 """
 
 import argparse
@@ -25,7 +25,7 @@ AROUND, ANSWER_TOKENS = 20, 4
 def talk_times(turns: int) -> None:
     """Print the time to the first token late in a conversation and in its second turn, and the state's bytes.
 
-    A second conversation starts again after each two turns, so that both times are of the same moments.
+    A second conversation restarts after every two turns, so that both times are measured at the same moments.
     """
     print(f"{'model':<12} {'turn 2':>10} {'late':>10} {'ratio':>7} {'state at 2':>12} {'state at end':>13}")
     for name in ("v8", "maxplus", "transformer"):
@@ -51,7 +51,7 @@ def talk_times(turns: int) -> None:
 
 
 def first_token(talk: Conversation) -> float:
-    """Return the seconds to the first token of an answer, and take the rest of it."""
+    """Return the seconds to the first token of an answer, and generate the rest of it."""
     started = time.perf_counter()
     answer = talk.answer(QUESTION, Sampling(max_new_tokens=ANSWER_TOKENS))
     next(answer, None)
@@ -62,7 +62,7 @@ def first_token(talk: Conversation) -> float:
 
 
 def side_by_side(name: str, counts: tuple[int, ...], tokens: int) -> None:
-    """Print a model's tokens a second in several conversations at once, all answers of one length."""
+    """Print a model's tokens per second in several conversations at once, with answers of equal length."""
     vocabulary = Bytes()
     model = build_model(name, vocab_size=len(vocabulary), **SIZES)
     engine = Engine(model, max_batch=max(counts), max_waiting=100, cache_bytes=1 << 26)
@@ -92,7 +92,7 @@ def side_by_side(name: str, counts: tuple[int, ...], tokens: int) -> None:
 
 
 def main() -> None:
-    """Measure both."""
+    """Measure chat and serving."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=200)
     parser.add_argument("--threads", type=int, default=2)

@@ -1,8 +1,8 @@
-"""Time a token of each model after 100 and after 16,000 tokens: with a state of constant size they take equally long.
+"""Time a token of each model after 100 and after 16,000 tokens: a state of constant size makes both times equal.
 
     python scripts/bench_constant_state.py [gla rglru ...]
 
-4 layers of width 128, one thread, processor time, the two places by turns in one process, medians.
+4 layers of width 128 on one thread. Prints medians of processor time; the two places take turns in one process.
 """
 
 import statistics
@@ -33,7 +33,7 @@ def model_of(name: str) -> nn.Module:
 
 @torch.inference_mode()
 def microseconds(model: nn.Module) -> dict[int, float]:
-    """Return the median time of a token by its place."""
+    """Return the median microseconds of a token, by its place."""
     ids_1T = torch.randint(4, VOCAB_SIZE, (1, PLACES[-1] + TOKENS), generator=torch.Generator().manual_seed(0))
     state, done = None, 0
     decoders, times = {}, {}

@@ -1,9 +1,9 @@
-"""Decoding V8 and a Transformer of equal size: time of a token by its place, and against running the prefix again.
+"""Decode with V8 and a Transformer of equal size: time per token by place, and compared with running the prefix again.
 
     python scripts/bench_decode.py [--device cpu] [--out docs/img/decode.png]
 
-One process, the two models interleaved, medians. Prints tables, draws them, and writes the figures as JSON beside the
-picture.
+Medians from one process in which the two models take turns. Prints tables, draws them, and writes the figures as JSON
+next to the picture.
 """
 
 import argparse
@@ -33,7 +33,7 @@ VOCAB_SIZE = 128
 
 
 def models(device: torch.device) -> dict[str, nn.Module]:
-    """V8 at its published size and a Transformer with as many parameters, to 2 %."""
+    """Return V8 at its published size and a Transformer with as many parameters, to 2 %."""
     v8 = build_model("v8", vocab_size=VOCAB_SIZE, hidden_size=384, num_layers=6)
     transformer = build_model(
         "transformer",
@@ -49,7 +49,7 @@ def models(device: torch.device) -> dict[str, nn.Module]:
 
 @torch.inference_mode()
 def by_place(model_of: dict[str, nn.Module], device: torch.device) -> dict[str, dict[int, float]]:
-    """Seconds a token at each place, from a state that was carried there."""
+    """Return the seconds per token at each place, from a state carried to that place."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(4, VOCAB_SIZE, (1, PLACES[-1] + TOKENS_A_PLACE), generator=generator).to(device)
     state: dict[str, Any] = dict.fromkeys(model_of)
@@ -67,7 +67,7 @@ def by_place(model_of: dict[str, nn.Module], device: torch.device) -> dict[str, 
 
 @torch.inference_mode()
 def by_batch(model_of: dict[str, nn.Module], device: torch.device) -> dict[str, dict[int, float]]:
-    """Tokens a second of all sequences together, by their number, after 256 tokens of each."""
+    """Return tokens per second over all sequences, by their number, after 256 tokens of each."""
     speeds: dict[str, dict[int, float]] = {name: {} for name in model_of}
     for batch in tqdm(BATCHES, desc="batches"):
         ids = torch.randint(4, VOCAB_SIZE, (batch, PLACE_OF_BATCHES + 1 + TOKENS_A_PLACE)).to(device)
@@ -78,7 +78,7 @@ def by_batch(model_of: dict[str, nn.Module], device: torch.device) -> dict[str, 
 
 
 def interleaved(steps: dict[str, Callable[[Tensor], object]], ids_BT: Tensor, device: torch.device) -> dict[str, float]:
-    """Median seconds of each for a token of each sequence; the first one is not counted."""
+    """Return the median seconds of each model for a token of each sequence; the first token is not counted."""
     times: dict[str, list[float]] = {name: [] for name in steps}
     for ids_B1 in ids_BT.split(1, dim=1):
         for name, step in steps.items():
@@ -90,7 +90,7 @@ def interleaved(steps: dict[str, Callable[[Tensor], object]], ids_BT: Tensor, de
 
 @torch.inference_mode()
 def against_eager(model: nn.Module, device: torch.device) -> float:
-    """Return the speed-up of a token over torch's own operations, each launched by itself."""
+    """Return the speed-up per token over torch's own operations, each launched separately."""
     ids = torch.randint(4, VOCAB_SIZE, (1, PREFIX_TOKENS)).to(device)
     state = model(ids[:, :100])[1]
 
@@ -106,7 +106,7 @@ def against_eager(model: nn.Module, device: torch.device) -> float:
 
 @torch.inference_mode()
 def against_the_prefix(model: nn.Module, device: torch.device) -> tuple[float, float]:
-    """Seconds for 1,000 tokens with a carried state, and with the whole prefix run again for each (every 20th is)."""
+    """Return seconds for 1,000 tokens with a carried state, and with the prefix run again for each (every 20th is)."""
     ids = torch.randint(4, VOCAB_SIZE, (1, PREFIX_TOKENS), generator=torch.Generator().manual_seed(0)).to(device)
     model(ids[:, :50])
     started = _now(device)

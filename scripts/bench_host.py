@@ -1,10 +1,10 @@
-"""What a call of a fused operator on the CPU costs the host, on tensors so small that the kernel has nothing to do.
+"""Measure what calling a fused CPU operator costs the host, on tensors so small that the kernel itself takes no time.
 
     python scripts/bench_host.py [--rounds 15] [--calls 200] [--threads 2]
 
-Prints medians of processor time in microseconds a call: without gradients, with both passes, and with both passes in a
-graph of 20 calls, where the cost of starting autograd is shared. `nothing` is a torch.autograd.Function without work.
-All ways take turns. Two versions of the program are compared by turns of whole processes.
+Prints medians of processor time in microseconds per call: without gradients, with both passes, and with both passes in
+a graph of 20 calls, which share the cost of starting autograd. `nothing` is a torch.autograd.Function without work. All
+measurements take turns. To compare two versions of the program, run whole processes in turns.
 """
 
 import argparse
@@ -43,7 +43,7 @@ class Nothing(torch.autograd.Function):
 
 
 def operators() -> dict[str, Callable[[Tensor], Tensor]]:
-    """Return functions of x (B, T, D) by name; each returns one like it."""
+    """Return functions of x (B, T, D) by name; each returns a tensor like x."""
     decay, other = torch.rand(BATCH, TIME, WIDTH), torch.randn(BATCH, TIME, WIDTH)
     weight, bias, alpha, seed = torch.ones(WIDTH), torch.zeros(WIDTH), torch.tensor(0.5), torch.tensor(0)
     return {
@@ -57,7 +57,7 @@ def operators() -> dict[str, Callable[[Tensor], Tensor]]:
 
 
 def ways() -> dict[tuple[str, str], tuple[Callable[[], object], int]]:
-    """Return what is measured by operator and column, and the operator's calls in it."""
+    """Return the function to measure for each operator and column, and the number of operator calls in it."""
     x, grad = torch.randn(BATCH, TIME, WIDTH, requires_grad=True), torch.randn(BATCH, TIME, WIDTH)
     packed = torch.randn(BATCH, TIME, 3 * WIDTH, requires_grad=True)
     logits, targets, nats = torch.randn(4, 16), torch.zeros(4, dtype=torch.int64), torch.empty(4)

@@ -1,10 +1,10 @@
-"""Measure tokens per second of every model of a comparison, and of further ones, in training, by length.
+"""Measure training tokens per second by length, for every model of a comparison and some further models.
 
     python scripts/bench_models.py [--experiment contenders_cpu] [--length 256] [--out docs/img/models.png]
 
-One process, models in turns, medians of a forward and a backward pass over equally many tokens, at 1, 4, 16 and 32
-times the length. The models have equal parameters. Prints a table with each share of the speed of the modern
-Transformer, draws it, and writes the figures as JSON beside the picture. Nothing else may run meanwhile.
+Medians of a forward and a backward pass over equally many tokens, at 1, 4, 16 and 32 times the length. The models have
+equally many parameters and take turns in one process. Prints a table with speeds relative to the modern Transformer,
+draws it, and writes the figures as JSON next to the picture. Nothing else may run meanwhile.
 """
 
 import argparse
@@ -89,7 +89,7 @@ def main() -> None:
 
 
 def draw(speeds: dict[str, dict[int, float]], title: str, path: Path) -> None:
-    """Tokens a second by length as lines, the legend beside them."""
+    """Draw tokens per second by length as lines, with the legend at the side."""
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots()
     looks = looks_of(speeds)

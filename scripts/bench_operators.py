@@ -1,9 +1,9 @@
-"""Recurrences in chunks against one token after another, on the CPU, forward and backward.
+"""Compare recurrences in chunks with recurrences token by token, on the CPU, forward and backward.
 
     python scripts/bench_operators.py [--rounds 5] [--threads 2] [--batch 8] [--time 1024] [--heads 4] [--width 64]
 
-Checks that both give the same, then times them in one process by turns, and prints medians in milliseconds. Then the
-max-plus blocks of two, hard and soft, beside the elementwise maximum that forgets, with as many channels.
+Checks that both give the same result, then times them in turns in one process, and prints medians in milliseconds.
+Then compares max-plus blocks of two, hard and soft, with an elementwise maximum with a decay and as many channels.
 """
 
 import argparse
@@ -25,11 +25,11 @@ from samout_train.ops.max_scan import max_mix
 from samout_train.ops.semiring_scan import linear_scan, reference
 from samout_train.runtime import keep_freed_memory
 
-TOLERANCE = 1e-4  # relative in norm: float32, 1,024 tokens in another order
+TOLERANCE = 1e-4  # of the norm: float32 sums over 1,024 tokens, in another order
 
 
 def cases(batch: int, length: int, heads: int, width: int) -> dict[str, tuple[Callable[..., Tensor], ...]]:
-    """Return for each operator the chunked form, the serial one, and functions that draw their inputs."""
+    """Return, for each operator, its chunked form, its serial form, and a function that draws inputs."""
     rows = (batch, heads, length)
 
     def matrices(*, decay: tuple[int, ...] | None, delta: bool) -> list[Tensor]:
@@ -70,7 +70,7 @@ def cases(batch: int, length: int, heads: int, width: int) -> dict[str, tuple[Ca
 
 
 def measured(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Return median milliseconds by way, measured by turns; the first round warms up."""
+    """Return the median milliseconds of each function, measured in turns; the first round warms up."""
     times: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(rounds + 1):
         for name, way in ways.items():
@@ -82,7 +82,7 @@ def measured(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, fl
 
 
 def blocks_beside_channels(batch: int, length: int, width: int, rounds: int) -> None:
-    """Time max-plus blocks of two beside an elementwise maximum with a decay, and print milliseconds and times."""
+    """Time max-plus blocks of two and an elementwise maximum with a decay; print milliseconds and ratios."""
     packed, decay = torch.randn(batch, length, 3 * width), -torch.rand(batch, length, width)
     blocks, state = torch.randn(batch, length, 4 * width), torch.randn(batch, 2, width // 2)
     upstream = torch.randn(batch, length, width)

@@ -1,8 +1,8 @@
 """Measure the framework's overhead: the step time of a run against a bare loop over the same model, in one process.
 
-The bare loop only draws batches, clips and schedules. The run has its default callbacks
-(console report, metrics.jsonl, TensorBoard, samples) and logs every ten steps. Blocks of ten steps of the one and of
-the other take turns; the medians of the blocks are compared. Nothing else may run meanwhile.
+The bare loop only trains: it draws batches, clips and schedules. The run has its default callbacks (console report,
+metrics.jsonl, TensorBoard, samples) and logs every ten steps. Both take turns in blocks of ten steps, and the medians
+of the blocks are compared. Nothing else may run meanwhile.
 
     python scripts/bench_overhead.py [--blocks 100]
 """
@@ -43,13 +43,13 @@ class TakeTurns(Callback):
         self.bare_seconds: list[float] = []
 
     def on_start(self, context: RunContext) -> None:
-        """Builds the bare loop over a copy of the model."""
+        """Builds the bare loop with a copy of the model."""
         self._bare_step = bare_loop(copy.deepcopy(context.model), context)
         self._synchronize = torch.cuda.synchronize if context.device.type == "cuda" else lambda: None
         self._from = time.perf_counter()
 
     def on_step(self, step: int) -> None:
-        """At the end of a block, lets the other one run."""
+        """Runs a block of the bare loop after each block of the run."""
         if step % STEPS_IN_A_BLOCK:
             return
         self._synchronize()
@@ -63,7 +63,7 @@ class TakeTurns(Callback):
 
 
 def bare_loop(model: nn.Module, context: RunContext) -> Callable[[], None]:
-    """A training step as a loose script would write it, with the same optimizer settings and precision."""
+    """Return a training step as a simple script would write it, with the same optimizer settings and precision."""
     settings, rows = context.settings, context.source.train
     lr, decay = float(settings["optimizer.lr"]), float(settings.get("optimizer.weight_decay", 0))
     if decay:
@@ -95,7 +95,7 @@ def bare_loop(model: nn.Module, context: RunContext) -> Callable[[], None]:
 
 
 def measure(overrides: list[str], blocks: int) -> tuple[float, float, list[float]]:
-    """Median seconds a step of the real run and of the bare loop, and the quartiles of the ratio block by block."""
+    """Return median seconds per step of the real run and of the bare loop, and quartiles of their ratio per block."""
     turns = TakeTurns()
     RUNNING.append(turns)
     with tempfile.TemporaryDirectory() as folder:
@@ -120,7 +120,7 @@ RUNNING: list[TakeTurns] = []
 
 
 def running() -> TakeTurns:
-    """The callback of the measurement under way, for the configuration to name."""
+    """Return the callback of the current measurement; the configuration names this function."""
     return RUNNING[-1]
 
 

@@ -1,4 +1,4 @@
-"""Measure the speed-up of several processes of one core each over one: the published V8, interleaved, medians.
+"""Measure the speed-up of several one-core processes over one process: the published V8, medians of alternating runs.
 
 python scripts/bench_processes.py [--processes 2] [--steps 8] [--rounds 3] [--parallel ddp] [key=value ...]
 """

@@ -1,12 +1,12 @@
-"""The fused mixers against the published formulation, both from their packed projections and in the same precision.
+"""Compare the fused mixers with the published formulation, each from its packed projections and in equal precision.
 
     python scripts/bench_scan.py [--device cpu] [--out docs/img/scan.png] [--rounds 7]
 
-Checks that both compute the same, then times them in one process: blocks of a few calls take turns, so that each finds
-its own data in the caches, and medians are taken over all calls but the first of a block. The share of the machine's
-bandwidth is that of the bytes that cannot be avoided (each stream read once, each result written once) over the time,
-against a copy of 128 MB (on CUDA 1 GB) measured beside it: small shapes in a cache can pass 100 %. Prints a table,
-draws it, and writes the figures as JSON beside the picture.
+Checks that both have the same result forward, then times them in one process. Both take turns in blocks of a few
+calls, so that each finds its own data in the caches; the first call of a block is not counted. The share of the
+machine's bandwidth is the rate of unavoidable bytes (each stream read once, each result written once), divided by the
+rate of a copy of 128 MB (on CUDA 1 GB) measured in the same run; small shapes in a cache can exceed 100 %. Prints a
+table, draws it, and writes the figures as JSON next to the picture.
 """
 
 import argparse
@@ -30,13 +30,13 @@ from samout_train.runtime import keep_freed_memory
 
 CALLS_A_TURN = 4
 COPIED_BYTES = {"cpu": 2**27, "cuda": 2**30}
-# Relative in norm: the published formulation rounds to bfloat16 after each of its operations, the fused one at the end.
+# Of the norm: the published formulation rounds to bfloat16 after each operation, the fused one only at the end.
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
 
 @dataclass(frozen=True)
 class Case:
-    """A shape, what is computed on it, and in how many threads."""
+    """A shape, the mixer to compute on it, and the number of threads."""
 
     batch: int
     time: int
@@ -47,7 +47,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        """As the table and the picture show it."""
+        """Return the name in the table and the picture."""
         threads = f", {self.threads} thread{'s' * (self.threads > 1)}" if self.threads else ""
         precision = {torch.float32: "fp32", torch.bfloat16: "bf16"}[self.dtype]
         return f"{self.form} {precision} {self.batch} x {self.time:,} x {self.width}{threads}"
@@ -73,7 +73,7 @@ def cases(device: torch.device) -> list[Case]:
 
 
 def published(form: Form, projections: Tensor) -> Tensor:
-    """The formulas of the published programs in torch's own operations, without their reshaping to heads."""
+    """Compute the published formulas in torch's own operations, without reshaping to heads."""
     if form == "v8":
         a, b, c, d = projections.chunk(4, dim=-1)
         m = torch.cummax(d, dim=1).values
@@ -84,7 +84,7 @@ def published(form: Form, projections: Tensor) -> Tensor:
 
 
 def packed_of(form: Form, projections: Tensor) -> Tensor:
-    """Return the input of the fused mixer: the projection makes the sums, as its matrices are summed."""
+    """Return the input of the fused mixer, with a + b summed, because its projection sums the matrices instead."""
     if form == "v8":
         a, b, c, d = projections.chunk(4, dim=-1)
         return torch.cat([a + b, c, d], dim=-1)
@@ -93,7 +93,7 @@ def packed_of(form: Form, projections: Tensor) -> Tensor:
 
 
 def measure(case: Case, device: torch.device, rounds: int) -> dict[str, float]:
-    """Milliseconds of each, after both were found to agree."""
+    """Return milliseconds, shares and ratios of both formulations, after a check that they agree."""
     if case.threads:
         torch.set_num_threads(case.threads)
     generator = torch.Generator(device).manual_seed(0)
@@ -139,7 +139,7 @@ def measure(case: Case, device: torch.device, rounds: int) -> dict[str, float]:
 
 
 def interleaved(functions: dict[str, Callable[[], object]], device: torch.device, rounds: int) -> dict[str, float]:
-    """Median milliseconds of each; the first round warms up."""
+    """Return the median milliseconds of each function; the first round warms up."""
     times: dict[str, list[float]] = {name: [] for name in functions}
     for turn in range(rounds + 1):
         for name, function in functions.items():
@@ -158,7 +158,7 @@ def _now(device: torch.device) -> float:
 
 
 def draw(results: dict[str, dict[str, float]], title: str, path: Path) -> None:
-    """Ratios as bars, with the dashed line at 1."""
+    """Draw ratios as bars, with a dashed line at 1."""
     figure = Figure(figsize=(9, 0.45 * len(results) + 1.6), layout="constrained")
     axes = figure.subplots()
     places = range(len(results))

@@ -1,8 +1,8 @@
 """Measure the speed and the memory of reading rows from shards.
 
-Writes shards of random ids into a folder, with a document about every thousand tokens, reads random rows of all of
-them as training does, and deletes the shards. Memory is what is resident beyond what the imported program
-holds before it knows of any shard.
+Writes shards of random ids into a folder, with a document about every thousand tokens, reads random rows from all of
+them as training does, and deletes the shards. The reported memory is resident memory, minus that of the program before
+it opens any shard.
 
     python scripts/bench_shards.py --folder /tmp/bench_shards [--gigabytes 10] [--seconds 5]
 """
@@ -29,7 +29,7 @@ CPU = torch.device("cpu")
 
 
 def write_shards(folder: Path, gigabytes: float) -> None:
-    """A folder as `tokenize` leaves it, but for digests, which a run does not look at."""
+    """Write a folder like that of `tokenize`, except for digests, which a run does not check."""
     vocabulary, dtype = Bytes(), dtype_for(len(Bytes()))
     num_tokens = SHARD_BYTES // dtype.itemsize
     made = []
@@ -59,7 +59,7 @@ def write_shards(folder: Path, gigabytes: float) -> None:
 
 
 def measure(folder: Path, layout: str, seq_len: int, seconds: float, before: int) -> str:
-    """Reads random rows for some seconds."""
+    """Read random rows for some seconds; return a line with speed and memory."""
     source = shards(
         paths=str(folder),
         weights=None,
@@ -93,7 +93,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--gigabytes", type=float, default=10)
     parser.add_argument("--seconds", type=float, default=5)
     arguments = parser.parse_args(words)
-    arguments.folder.mkdir(parents=True)  # one that is there is not removed
+    arguments.folder.mkdir(parents=True)  # fails if the folder exists, so that it is not deleted below
     try:
         write_shards(arguments.folder, arguments.gigabytes)
         before = current_memory_bytes()

@@ -1,10 +1,10 @@
-"""Measures what threads that wait cost: a training alone and two at once, for several numbers of threads and policies.
+"""Measure the cost of waiting threads: one run alone and two at once, for several numbers of threads and policies.
 
     python scripts/bench_threads.py [--rounds 5] [--models tiny,large,maxplus_muon]
 
-Each cell is the median time of a step in milliseconds over interleaved rounds; of two runs at once, that of the slower
-one. The processes are started once and wait for their turns. The machine has to be quiet otherwise. maxplus and the
-Transformer read tiny Shakespeare, from the cache or downloaded.
+Each cell is the median time of a step in milliseconds over interleaved rounds; for two runs at once, the time of the
+slower run. The processes are started once and take turns. Nothing else may run meanwhile. maxplus and the Transformer
+read tiny Shakespeare, from the cache or downloaded.
 """
 
 import argparse
@@ -38,7 +38,7 @@ SIZES = {
     "transformer_muon": (*TRANSFORMER, "optimizer=muon"),
     "transformer_adamw": TRANSFORMER,
 }
-# What is set before torch loads; nothing is what OpenMP does by itself.
+# Environment variables, set before torch is loaded; without any, OpenMP has its defaults.
 POLICIES = {
     "as it is": {},
     "passive": {"OMP_WAIT_POLICY": "PASSIVE"},
@@ -46,7 +46,7 @@ POLICIES = {
     "spins 10,000": {"GOMP_SPINCOUNT": "10000", "KMP_BLOCKTIME": "0"},
     "one thread": {"OMP_NUM_THREADS": "1"},
 }
-# Makes steps for some seconds at each line that it reads, and answers with the time of one.
+# For each line that it reads, trains for that many seconds, and prints the time of a step.
 RUN = """
 import sys, time
 from samout_train import build_trainer
@@ -64,7 +64,7 @@ for seconds in sys.stdin:
 
 
 def started(size: str, policy: str) -> Any:
-    """Starts a process of a size and a policy."""
+    """Start a process with a size and a policy."""
     cleared = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_", "KMP_"))}
     environment = {**cleared, "OMP_NUM_THREADS": str(available_cores()), **POLICIES[policy]}
     words = [sys.executable, "-c", RUN, *SIZES[size]]
@@ -72,7 +72,7 @@ def started(size: str, policy: str) -> Any:
 
 
 def step_ms(runs: list[Any], seconds: float) -> float:
-    """The time of a step of the slowest of several runs."""
+    """Return the milliseconds of a step of the slowest of several runs."""
     for run in runs:
         run.stdin.write(f"{seconds}\n")
         run.stdin.flush()

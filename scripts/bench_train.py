@@ -1,14 +1,14 @@
-"""Training: the project's step against the published program, and V8 against a Transformer of equal size by length.
+"""Compare the project's training step with the published program, and V8 with a Transformer of equal size, by length.
 
     python scripts/bench_train.py [--device cpu] [--out docs/img/train.png] [--rounds 3] [--vocabulary]
 
-One process, interleaved, medians. The published program is an eager float32 loop over the published formulation of V8,
-written here in torch's operations, its heads included. Both begin with the same weights and batches, and their losses
-after ten steps are printed. "Products" is the share of the step that the model's matrix products would take (6
-operations for each weight and token) at the rate that one product of the same precision reached beside it. With a
-large vocabulary, the loss in pieces is measured against the loss of all logits; on a CPU with D 256, 4 layers and 4,096
-tokens. Prints tables, draws them, and writes the figures as JSON beside the picture. With --vocabulary, it measures and
-prints the large vocabulary alone.
+Medians of interleaved steps in one process. The published program is an eager float32 loop over the published
+formulation of V8, written here in torch's operations, including its heads. Both begin with the same weights and
+batches, and their losses after ten steps are printed. "Products" is the share of a step that the model's matrix
+products (6 operations for each weight and token) would take at the rate of one product of the same precision, measured
+in the same run. With a large vocabulary, the loss in pieces is compared with the loss of all logits; on a CPU with D
+256, 4 layers and 4,096 tokens. Prints tables, draws them, and writes the figures as JSON next to the picture. With
+--vocabulary, it measures and prints only the large vocabulary.
 """
 
 import argparse
@@ -68,7 +68,7 @@ print(peak_memory_bytes(trainer.device))
 
 
 class PublishedLayer(nn.Module):
-    """A layer of V8 as it was published: one combined projection, heads, cummax, and torch's operations one by one."""
+    """A layer of V8 as published: one combined projection, heads, cummax, and torch's operations one by one."""
 
     def __init__(self, size: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ class PublishedV8(nn.Module):
         self.load_state_dict(names)
 
     def forward(self, ids_BT: Tensor) -> Tensor:
-        """Logits (B, T, V)."""
+        """Return logits (B, T, V)."""
         x_BTD = self.embedding(ids_BT)
         for layer in self.layers:
             x_BTD = layer(x_BTD)
@@ -114,7 +114,7 @@ class PublishedV8(nn.Module):
 
 
 def published_loop(trainer: Trainer) -> Callable[[], Tensor]:
-    """The published program: Adam over an eager model, the batches of the trainer."""
+    """Return a step of the published program: Adam, an eager model, and the batches of the trainer."""
     assert isinstance(trainer.model, SamOut)
     model = PublishedV8(trainer.model, heads=6, dropout=0.01).to(trainer.device).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
@@ -135,7 +135,7 @@ def published_loop(trainer: Trainer) -> Callable[[], Tensor]:
 
 
 def interleaved(steps: dict[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, float]:
-    """Median seconds of each, after one call of each that is not counted."""
+    """Return the median seconds of each step; the first call of each is not counted."""
     times: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(rounds + 1):
         for name, step in steps.items():
@@ -153,7 +153,7 @@ def _now(device: torch.device) -> float:
 
 
 def matmul_rate(dtype: torch.dtype, device: torch.device) -> float:
-    """Operations a second of a product of 4,096 rows with a square matrix, by torch's own choice of library."""
+    """Return operations per second of 4,096 rows times a square matrix, with the library that torch chooses."""
     size = 1024 if device.type == "cpu" else 8192
     x, weight = (torch.randn(n, size, device=device, dtype=dtype) for n in (4096, size))
     seconds = interleaved({"product": lambda: F.linear(x, weight)}, 9, device)["product"]
@@ -161,7 +161,7 @@ def matmul_rate(dtype: torch.dtype, device: torch.device) -> float:
 
 
 def against_the_published(device: torch.device) -> dict[str, dict[str, float]]:
-    """Seconds a step, tokens a second, share of products, bytes at the peak, and the loss after ten steps."""
+    """Return seconds per step, tokens per second, share of products, peak bytes, and the loss after ten steps."""
     place = [f"device={device}"]
     trainers = {
         "project, fp32": build_trainer([*PUBLISHED, *place]),
@@ -174,7 +174,7 @@ def against_the_published(device: torch.device) -> dict[str, dict[str, float]]:
     losses: dict[str, list[Tensor]] = {name: [] for name in steps}
 
     def stepping(name: str) -> None:
-        torch.manual_seed(len(losses[name]))  # for dropout: the same of each program
+        torch.manual_seed(len(losses[name]))  # the same dropout seed in each program
         losses[name].append(steps[name]())
 
     seconds = interleaved({name: partial(stepping, name) for name in steps}, 9, device)
@@ -196,14 +196,14 @@ def against_the_published(device: torch.device) -> dict[str, dict[str, float]]:
 
 
 def peak_bytes(program: str, overrides: list[str]) -> float:
-    """Memory at the peak of two steps, in a process of their own."""
+    """Return the peak memory of two steps, run in a separate process."""
     words = [sys.executable, "-c", MEMORY, program, *overrides]
     done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=Path(__file__).parent)
     return float(done.stdout)
 
 
 def large_vocabulary(device: torch.device, rounds: int) -> dict[str, dict[str, float]]:
-    """Seconds a step and bytes at the peak with 50,304 ids: all logits at once, and in pieces."""
+    """Return seconds per step and peak bytes with 50,304 ids: with all logits at once, and in pieces."""
     rows, layers = {"cpu": (4, 4), "cuda": (16, 12)}[device.type]
     data = ["data=random", f"data.num_sequences={rows}", f"data.batch_size={rows}", "data.seq_len=1024"]
     sizes = [*SIZES[device.type][:2], f"model.num_layers={layers}", "data.vocab_size=50304"]
@@ -222,7 +222,7 @@ def large_vocabulary(device: torch.device, rounds: int) -> dict[str, dict[str, f
 
 
 def by_length(device: torch.device, rounds: int) -> dict[str, dict[int, float]]:
-    """Tokens a second of V8 and of a Transformer of equal size, by the length of rows at equal tokens a step."""
+    """Return tokens per second of V8 and a Transformer of equal size by row length, at equal tokens per step."""
     total, sizes = TOKENS_A_STEP[device.type], SIZES[device.type]
     width = int(sizes[0].split("=")[1])
     results: dict[str, dict[int, float]] = {name: {} for name in MODELS}
@@ -245,7 +245,7 @@ def by_length(device: torch.device, rounds: int) -> dict[str, dict[int, float]]:
 
 
 def print_vocabulary(vocabulary: dict[str, dict[str, float]]) -> None:
-    """Print a line for each way to have the loss, and what pieces gain."""
+    """Print a line for each way to compute the loss, and the speed-up by pieces."""
     print("50,304 ids               ms   peak MB")
     for name, step in vocabulary.items():
         print(f"{name:18} {1000 * step['seconds']:8.0f} {step['peak bytes'] / 1e6:9,.0f}")
@@ -254,7 +254,7 @@ def print_vocabulary(vocabulary: dict[str, dict[str, float]]) -> None:
 
 
 def draw(steps: dict[str, dict[str, float]], speeds: dict[str, dict[int, float]], title: str, path: Path) -> None:
-    """Milliseconds a step as bars; tokens a second by length as lines."""
+    """Draw milliseconds per step as bars, and tokens per second by length as lines."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     colours = ["lightgrey", LOOKS["v8"].color, LOOKS["v8"].color]

@@ -1,10 +1,10 @@
-"""From pretraining to a conversation in a few minutes: pretrain, fine-tune, ask 200 held-out questions, per seed.
+"""From pretraining to a conversation in a few minutes: for each seed, pretrain, fine-tune, ask 200 held-out questions.
 
     python scripts/chat_small.py [--seeds 0] [--out outputs/chat_small] [--threads 2]
 
-The text is what Python itself ships about HTTP: the codes, phrases and descriptions of `http.HTTPStatus`. Conversations
-ask about it in 90 phrasings: 15 things that are asked for, in 6 sentences. A question is a fact in a phrasing; 200 are
-held out, so a model has to know the fact and to understand the phrasing, which it has not seen together.
+The text comes with Python: the codes, phrases and descriptions of `http.HTTPStatus`. Conversations ask about them in 90
+phrasings: 15 wordings in each of 6 sentences. A question is a fact in a phrasing. 200 questions are held out: to answer
+them, a model must know the fact and understand the phrasing, although it has not seen this pair.
 """
 
 import argparse
@@ -41,7 +41,7 @@ STATEMENTS = (
     "{code} is {kind}.",
     "{code} {phrase}: {description}",
 )
-# By the answer: what is asked for. Each is put into each of the sentences below.
+# Wordings by answer. Each is put into each of the sentences below.
 ASKED_FOR = {
     "{phrase}.": (
         "what {code} means",
@@ -88,7 +88,7 @@ class Question:
 
 
 def facts() -> list[dict[str, str]]:
-    """Return the status codes with what is known about each."""
+    """Return the facts about each status code."""
     found = []
     for status in HTTPStatus:
         fact = {"code": str(int(status)), "phrase": status.phrase, "kind": KINDS[int(status) // 100]}
@@ -131,7 +131,7 @@ def write_data(folder: Path, seed: int) -> None:
 
 
 def ask(run: Path, asked: list[Question]) -> tuple[int, list[str]]:
-    """Return how many questions a run answers exactly, and the wrong answers; each begins a conversation."""
+    """Return how many questions a run answers exactly, and the wrong answers. Each question begins a conversation."""
     loaded = load_run(run)
     assert loaded.vocabulary is not None
     talk = Conversation(loaded.model, loaded.vocabulary, begins_with_sos=begins_with_sos(loaded.data_node))
@@ -145,7 +145,7 @@ def ask(run: Path, asked: list[Question]) -> tuple[int, list[str]]:
 
 
 def one_seed(folder: Path, seed: int, threads: int) -> dict[str, object]:
-    """Pretrain, fine-tune and ask; return what came of it."""
+    """Pretrain, fine-tune and ask; return the results."""
     write_data(folder, seed)
     started = time.monotonic()
     words = [f"seed={seed}", f"threads={threads}", "~callbacks.lengths", "~callbacks.state_health"]
@@ -170,7 +170,7 @@ def one_seed(folder: Path, seed: int, threads: int) -> dict[str, object]:
 
 
 def main() -> None:
-    """Go through the seeds."""
+    """Run all seeds, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--out", type=Path, default=Path("outputs/chat_small"))

@@ -2,11 +2,11 @@
 
     python scripts/count_launches.py [--all] [--model NAME]
 
-Each line is a step: operations that launch, and how many of them are casts. With --all, each operation's count, too.
-With --model, that model in the width, depth and batch of the V8 of 127 M. Attention is one kernel on a device with
-flash attention; here it is counted in its parts (3 to 5 products and what is between them, a layer).
-A step runs on fake tensors, so nothing is computed: 127 M parameters and 131,072 tokens take seconds. Views and
-allocations are not counted, and an operator of the project's own is one. The published program has 343.
+Each line is a step: the number of operations that launch a kernel, and how many of them are casts. --all adds the
+count of each operation. --model counts that model in the width, depth and batch of the V8 of 127 M. On a device with
+flash attention, attention is one kernel; here its parts are counted (3 to 5 products, and the operations between them,
+per layer). A step runs on fake tensors and computes nothing, so 127 M parameters and 131,072 tokens take seconds. Views
+and allocations are not counted; an operator of this project counts as one. The published program has 343.
 """
 
 import argparse
@@ -51,7 +51,7 @@ class FakeRows:
 
 
 class FakeBatches:
-    """The same ids for every step, on the fake device."""
+    """Batches with the same ids in every step, on the fake device."""
 
     device = DEVICE
     ignore_index = 3
@@ -65,7 +65,7 @@ class FakeBatches:
         self.varying = varying
 
     def get(self, step: int) -> Batch:
-        """Return the batch; if `varying`, each has one counted target less."""
+        """Return the batch; if `varying`, each has one counted target less than the one before."""
         targets = self.targets - step * self.varying
         return Batch(self.ids_RT, targets, targets)
 
@@ -74,10 +74,10 @@ class FakeBatches:
 
 
 def contract_of(model: str, *, precision: str, sizes: dict[str, Any] | None = None, **settings: Any) -> dict[str, Any]:
-    """Return what of a step's part on the device a CUDA graph could not have.
+    """Return the operations in the device part of a step that a CUDA graph could not contain.
 
-    Between its two steps the learning rate and the number of counted targets change: a number that changes with them
-    would stay in a graph as it was.
+    The learning rate and the number of counted targets differ between the two steps that are compared: in a graph, an
+    operation would keep any number that depends on them.
 
     Args:
         model: Name of a YAML in conf/model.
@@ -152,7 +152,7 @@ def operations_of(
     clip: float | None = None,
     accumulate: int = 1,
 ) -> list[Operations]:
-    """Return the operations of two steps after the first, which makes the optimizer's state."""
+    """Return the operations of two steps after the first step, which creates the optimizer's state."""
     with torch.device("meta"):  # its weights are never drawn
         net = build_model(model, vocab_size=ids, **(sizes or {}))
     with faking():

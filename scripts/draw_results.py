@@ -1,4 +1,4 @@
-"""Draw the pictures of measured results from the figures in the JSON files beside them, without measuring.
+"""Draw the pictures of measured results again, from the JSON files next to them, without measuring.
 
 python scripts/draw_results.py [--folder docs/img]
 """
@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from samout_train.evaluation import DOTS_PER_INCH, LOOKS, heat_map
 
 NANOGPT = 1.470  # nats per character, as published
-LABEL_SIDE = {"maxplus": "right", "transformer": "center"}  # of the lowest point; the label crosses no curve there
+LABEL_SIDE = {"maxplus": "right", "transformer": "center"}  # of the label at the lowest point, clear of curves
 
 
 def draw_shakespeare(content: dict[str, Any], path: Path) -> None:
@@ -45,7 +45,7 @@ def draw_shakespeare(content: dict[str, Any], path: Path) -> None:
 
 
 def draw_maxplus(content: dict[str, Any], path: Path) -> None:
-    """Draw the losses of each form: after 500 steps with each learning rate, and of each seed after 2,000."""
+    """Draw the losses of each form: of each learning rate after 500 steps, and of each seed after 2,000."""
     figure = Figure(figsize=(9, 11), layout="constrained")
     axes = figure.subplots()
     short, long = content["500 steps, by learning rate"], content["2,000 steps, of each seed"]
@@ -87,7 +87,7 @@ def draw_capabilities(content: dict[str, Any], path: Path) -> None:
 
 
 def draw_counting(content: dict[str, Any], path: Path) -> None:
-    """Draw the right last answers of each model by the length of the rows, a panel for each task."""
+    """Draw each model's share of right last answers by row length, in a panel for each task."""
     figure = Figure(figsize=(13, 7), layout="constrained")
     tasks = content["right last answers by length"]
     lines: dict[str, Line2D] = {}
@@ -95,7 +95,7 @@ def draw_counting(content: dict[str, Any], path: Path) -> None:
     of_legend.set_axis_off()
     for axes, (task, shares) in zip(panels, tasks.items(), strict=True):
         for number, (model, by_length) in enumerate(shares.items()):
-            width = max(1.5, 5 - 3 * number)  # lines that lie on each other stay visible
+            width = max(1.5, 5 - 3 * number)  # so that overlapping lines stay visible
             drawn = axes.plot(*_by_step(by_length), marker=".", color=LOOKS[model].color, linewidth=width)
             lines.setdefault(model, drawn[0])
         axes.set(title=task, xscale="log", ylim=(-0.04, 1.04), xlabel="length of a row", ylabel="right last answers")

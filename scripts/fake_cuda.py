@@ -1,8 +1,8 @@
-"""CUDA tensors without CUDA: fake ones, with autograd and autocast, in a torch that was built without it.
+"""CUDA tensors without CUDA: fake tensors, with autograd and autocast, in a torch that was built without CUDA.
 
-A fake tensor has a shape, a dtype and a device, and nothing in it. torch's autograd asks for streams of the device,
-which a torch for CPUs lacks. A library that answers is compiled here, with g++ and torch's headers, and loaded: so
-import this before torch, in a process of its own.
+A fake tensor has a shape, a dtype and a device, but no data. torch's autograd asks for streams of the device, which a
+torch for CPUs lacks. So a library that answers is compiled here, with g++ and torch's headers, and loaded. Import this
+module before torch, in a process of its own.
 """
 
 import ctypes
@@ -76,11 +76,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 DEVICE = torch.device("cuda:0")
-# torch has no kernel without data for these two, which change their inputs and return nothing.
+# torch has no kernels on meta tensors for these two, which change their inputs and return nothing.
 UPDATES = torch.library.Library("aten", "IMPL", "Meta")
 for name in ("_fused_adam_.tensor_lr", "_fused_adamw_.tensor_lr"):
     UPDATES.impl(name, lambda *args, **kwargs: None)
-# Operations that launch nothing: they make room, or look at what is there in another way.
+# Operations that launch nothing: allocations and views.
 NO_LAUNCH = {
     "device",
     "empty",
@@ -95,18 +95,18 @@ NO_LAUNCH = {
 NO_LAUNCH |= {"view", "_unsafe_view", "unsafe_chunk", "reshape", "_reshape_alias", "expand", "slice", "select", "split"}
 NO_LAUNCH |= {"split_with_sizes", "t", "transpose", "permute", "squeeze", "unsqueeze", "unbind", "as_strided", "chunk"}
 COPIES = {"_to_copy", "copy_", "to"}
-# What makes the host wait for the device, or its next operations depend on what is in a tensor.
+# Operations that make the host wait for the device, or make later operations depend on the data of a tensor.
 WAITS = {"_local_scalar_dense", "item", "nonzero", "is_nonzero", "equal", "masked_select", "unique", "bincount"}
 
 
 class Operations(TorchDispatchMode):
-    """All operations that are dispatched, in their order: name, shapes and numbers.
+    """Record all dispatched operations in order.
 
     Attributes:
-        all: Each with the shapes of its results, and the numbers that it was given.
-        launches: Names of those that launch a kernel.
-        waits: Those that the host would wait in, or whose results' shapes depend on data.
-        crossings: Those from the host's memory to the device's or back; a graph can have none.
+        all: The name of each operation, the shapes of its results, and its numeric arguments.
+        launches: Names of operations that launch a kernel.
+        waits: Names of operations that make the host wait, or whose result shapes depend on data.
+        crossings: Names of operations between the host's and the device's memory; a graph can have none.
     """
 
     def __init__(self) -> None:
@@ -117,7 +117,7 @@ class Operations(TorchDispatchMode):
         self.crossings: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Record, and do it."""
+        """Execute and record an operation."""
         result = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
         results = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
@@ -149,7 +149,7 @@ def on_fake_device(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def faking() -> Iterator[None]:
-    """Make every new tensor a fake one, and stand in for what a training step asks of CUDA beside tensors."""
+    """Make every new tensor a fake one, and replace the other parts of CUDA that a training step uses."""
     with ExitStack() as patches:
         if torch.version.cuda is None:
             patches.enter_context(patch.object(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False))
@@ -157,7 +157,7 @@ def faking() -> Iterator[None]:
             patches.enter_context(patch.object(torch.cuda, "current_stream", MagicMock()))
             patches.enter_context(patch.object(torch.cuda, "get_rng_state", lambda device: None))
             patches.enter_context(patch.object(torch.cuda, "is_bf16_supported", lambda *_, **__: True))
-        # torch takes its foreach kernels for plain tensors only, which these stand for.
+        # torch uses its foreach kernels only for plain tensors; fake tensors represent these.
         patches.enter_context(patch.object(torch.nn.utils.clip_grad, "_has_foreach_support", lambda *_: True))
         patches.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         yield

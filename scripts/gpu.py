@@ -1,12 +1,12 @@
-"""Everything that a GPU has to show, in thirty minutes: correctness first, then speed, each part with a time limit.
+"""Everything to check on a GPU, in thirty minutes: correctness first, then speed, each part with a time limit.
 
     make gpu        or: python scripts/gpu.py [--out outputs/gpu] [--again] [--small] [PART ...]
 
 Parts, the most important first: tests, steps, large, kernels, decode, resume, shakespeare, transformer, profile. Each
-is a process of its own. Its figures are written to OUT/result.json and OUT/result.md when it ends, so a call that is
-cut short loses one part; the next call does those that are missing or failed. Times of kernels are those of events on
-the device around replays of a graph; times of steps are the host's, around blocks of steps that are waited for once.
---small is for a machine without a GPU: small sizes, the host's clock everywhere.
+is a separate process. Its figures are written to OUT/result.json and OUT/result.md when it ends, so an interrupted call
+loses at most one part. The next call runs the parts that are missing or failed. Kernels are timed by events on the
+device around replays of a graph. Steps are timed by the host, in blocks, waiting once at the end of a block. --small is
+for a machine without a GPU: small sizes, and the host's clock everywhere.
 """
 
 import argparse
@@ -56,7 +56,7 @@ Figures = dict[str, Any]
 
 
 def block_ms(steps: dict[str, Callable[[], object]], *, rounds: int, calls: int) -> dict[str, float]:
-    """Return the median milliseconds of a step, in blocks in turns; a block is waited for once, at its end."""
+    """Return the median milliseconds of each step. Blocks of steps take turns; the host waits at the end of a block."""
     times: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(rounds + 1):
         for name, step in steps.items():
@@ -71,7 +71,7 @@ def block_ms(steps: dict[str, Callable[[], object]], *, rounds: int, calls: int)
 
 
 def device_us(calls: Sequence[Callable[[], object]], *, repeats: int = 20, replays: int = 10) -> float:
-    """Return the microseconds of one call: a graph of many on different memory, between events on the device."""
+    """Return the microseconds of a call, timed by device events around a graph of many calls on different memory."""
     if DEVICE.type != "cuda":
         return 1000 * block_ms({"call": calls[0]}, rounds=1, calls=1)["call"]
     beside = torch.cuda.Stream()
@@ -96,7 +96,7 @@ def device_us(calls: Sequence[Callable[[], object]], *, repeats: int = 20, repla
 
 
 def steps(small: bool) -> Figures:
-    """Measure a step of the published V8: the published program, and ours launched by itself, as a graph, compiled."""
+    """Measure a step of the published V8: by its own program, and by ours without a graph, as a graph, and compiled."""
     extra = [f"device={DEVICE}", *(["data.batch_size=4", *SMALL[:3]] if small else [])]
     made = partial(_trainer, [*PUBLISHED, *extra])
     ways: dict[str, Callable[[], object]] = {} if small else {"published program, fp32": published_loop(made())}
@@ -156,7 +156,7 @@ def _large(name: str, choice: Sequence[str], length: int, tokens: int, graph: st
 
 
 def kernels(small: bool) -> Figures:
-    """Measure mixers, parts of layers and loss on the device, against a copy of as many bytes."""
+    """Measure mixers, parts of layers and the loss on the device, compared with a copy of as many bytes."""
     found: Figures = {}
     shapes = [(2, 16, 32)] if small else [(32, 1024, 768), (1, 1_000_000, 768)]
     for B, T, D in shapes:
@@ -203,9 +203,9 @@ def kernels(small: bool) -> Figures:
 
 
 def _parts_of_layers(B: int, T: int, D: int, draw: Callable[..., Tensor]) -> dict[str, Any]:
-    """Return, by name, an operator of one input, what draws it, and the streams (B, T, D) that both passes move.
+    """Return, by name, an operator, a function that draws its input, and the streams (B, T, D) that each pass moves.
 
-    A stream in float32 counts as two of half the bytes.
+    A float32 stream counts as two.
     """
     norm, weight_DK = nn.RMSNorm(D).to(DEVICE), torch.randn(D, 4, device=DEVICE)
     x_BTD = torch.randn(B, T, D, device=DEVICE)  # the residual stream is float32
@@ -251,11 +251,11 @@ def _shares(
     stream_bytes: int,
     repeats: int,
 ) -> Figures:
-    """Return times of both passes, and the time that a copy of the bytes that they must move takes, as a share.
+    """Return times of both passes, and their speed as a share of the rate of a copy.
 
     Args:
-        streams: Streams that the forward and the backward pass read or write.
-        stream_bytes: Bytes of one.
+        streams: Number of streams that the forward and the backward pass must read or write.
+        stream_bytes: Bytes of a stream.
     """
     source = torch.empty(2 * stream_bytes, dtype=torch.uint8, device=DEVICE)
     copy = (
@@ -272,7 +272,7 @@ def _shares(
 
 
 def program(name: str, out: Path) -> list[str]:
-    """Return the command of a part that another program measures."""
+    """Return the command for a part that another program measures."""
     run = [sys.executable, "-m", "samout_train"]
     on_device = f"device={DEVICE}"
     commands = {
@@ -298,7 +298,7 @@ def program(name: str, out: Path) -> list[str]:
 
 
 def measured(name: str, out: Path, small: bool) -> Figures:
-    """Run a part in a process of its own; return its figures, its seconds, and its error where it failed."""
+    """Run a part in a separate process; return its figures, its seconds, and the error if it failed."""
     command = [sys.executable, __file__, "--out", str(out), "--measure", name, *(["--small"] if small else [])]
     if name not in MEASURED:
         command = program(name, out)
@@ -343,7 +343,7 @@ def figures_of(name: str, text: str, out: Path) -> Figures:
 
 
 def machine() -> Figures:
-    """Return what the figures were measured on."""
+    """Return a description of the machine and the software."""
     found: Figures = {"torch": torch.__version__, "python": platform.python_version(), "device": platform.processor()}
     try:
         import triton

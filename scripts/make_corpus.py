@@ -2,12 +2,12 @@
 
     python scripts/make_corpus.py [--out outputs/corpus/documentation.jsonl] [--packages FOLDER]
 
-What they document are the services of two clouds and the modules of a tool that sets up machines. Their licences are
-free ones (Apache 2.0, Apache 2.0, GPL 3); the corpus is made where it is used, and not distributed. pip downloads the
+The packages document the services of two clouds and the modules of a tool that sets up machines. Their licences are
+free (Apache 2.0, Apache 2.0, GPL 3); the corpus is made where it is used, and is not distributed. pip downloads the
 packages, which are pure Python, and checks their sha256.
 
-A document is all that one file of a package documents, each text once in the whole corpus. Documents are in the order
-of the sha256 of their names, so that the last tenth is like the rest. The digest of the corpus is checked.
+A document is all documentation in one file of a package; each text occurs once in the whole corpus. Documents are
+sorted by the sha256 of their names, so that the last tenth is like the rest. The digest of the corpus is checked.
 """
 
 import argparse
@@ -30,16 +30,16 @@ PACKAGES = {
     "ansible==12.3.0": "cd156f82fa87f7a899212b0efa9f7ca3a24d609212de9f78428a572eb01e5414",
 }
 SHA256 = "708a3d8fc9f15d694e5690d16a20896239037a4f1830647420740b142674c32a"
-SHORTEST = 40  # characters: below, it is a name and no sentence
+SHORTEST = 40  # characters; a shorter text is a name, not a sentence
 DOCUMENTED = ("documentation", "description")
 LINE_BREAKS = re.compile(r"</?(?:p|li|ul|ol|dl|dt|dd|br|div|note|important|h\d)\b[^>]*>")
 TAGS = re.compile(r"</?[a-zA-Z][^<>]*>")
-# In a module of Ansible, what documents it is YAML in a string.
+# A module of Ansible is documented by YAML in a string.
 IN_MODULES = re.compile(r"""^(?:DOCUMENTATION|EXAMPLES|RETURN)\s*=\s*r?(\"{3}|'{3})(.*?)\1""", re.DOTALL | re.MULTILINE)
 
 
 def download(folder: Path) -> None:
-    """Let pip put the packages into a folder."""
+    """Download the packages into a folder with pip."""
     lines = [f"{package} --hash=sha256:{digest}" for package, digest in PACKAGES.items()]
     with tempfile.TemporaryDirectory() as temporary:
         requirements = Path(temporary, "requirements.txt")
@@ -53,7 +53,7 @@ def wheels(folder: Path) -> list[Path]:
     """Return the packages in a folder, in the order of PACKAGES.
 
     Raises:
-        SystemExit: if one is not there, or is another one.
+        SystemExit: if a package is missing or has another sha256.
     """
     by_digest = {hashlib.sha256(path.read_bytes()).hexdigest(): path for path in folder.glob("*.whl")}
     for package, digest in PACKAGES.items():
@@ -79,7 +79,7 @@ def documents(wheel: Path) -> Iterator[tuple[str, list[str]]]:
 
 
 def described(node: Any) -> Iterator[str]:
-    """Yield the texts that stand under a key of DOCUMENTED, however deep."""
+    """Yield the texts under the keys in DOCUMENTED, at any depth."""
     if isinstance(node, dict):
         for key, value in node.items():
             if key in DOCUMENTED and isinstance(value, str):
@@ -97,13 +97,13 @@ def plain(text: str) -> str:
 
 
 def stripped(text: str) -> str:
-    """Return the lines of a text without what is blank at their ends, and without empty ones."""
+    """Return a text without empty lines, and with a single space wherever a line has blanks; none at its ends."""
     lines = [" ".join(line.split()) for line in text.splitlines()]
     return "\n".join(line for line in lines if line)
 
 
 def indented(text: str) -> str:
-    """Return a text whose lines begin as they did, without what is blank behind them and without empty lines around."""
+    """Return a text with its indentation, but without trailing blanks and without empty lines at its start and end."""
     return "\n".join(line.rstrip() for line in text.splitlines()).strip("\n")
 
 
@@ -126,7 +126,7 @@ def corpus(paths: list[Path]) -> list[str]:
 
 
 def main() -> None:
-    """Make the corpus, and say what it is."""
+    """Make the corpus, and print its size and digest."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("outputs", "corpus", "documentation.jsonl"))
     parser.add_argument("--packages", type=Path, help="a folder that has them already, without a network")

@@ -2,7 +2,7 @@
 
     python scripts/write_reference.py
 
-Defaults and comments come from the YAML files, what a key accepts from the signature of what the file builds.
+Defaults and comments come from the YAML files; accepted values come from the signature of the component.
 """
 
 import importlib
@@ -45,7 +45,7 @@ def sections() -> Iterator[str]:
         yield f"## {title}\n"
         for path in sorted((CONF / group).glob("*.yaml")):
             prefix, heading = group, f"{group}={path.stem}"
-            if group == "mixer":  # a part of models, and a name in the pattern of a hybrid
+            if group == "mixer":  # a part of a model, and a name in the pattern of a hybrid
                 prefix, heading = "model.mixer", f"mixer {path.stem}"
             rows = list(table(path, prefix, {}))
             if rows:
@@ -92,7 +92,7 @@ def table(path: Path, prefix: str, accepted: dict[str, str]) -> Iterator[str]:
 
 
 def keys_of(node: yaml.MappingNode, lines: list[str], prefix: str, accepted: dict[str, str]) -> Iterator[str]:
-    """Yield a row for each key of a mapping, and for those of the mappings in it."""
+    """Yield a row for each key of a mapping and of the mappings in it."""
     for name, value in node.value:
         if name.value == "_target_":
             accepted = accepted_by(locate(value.value))
@@ -114,7 +114,7 @@ def keys_of(node: yaml.MappingNode, lines: list[str], prefix: str, accepted: dic
 
 
 def meaning(lines: list[str], name: yaml.Node) -> str:
-    """Return the comment behind a key, and the lines of comment right above it."""
+    """Return the comment after a key, and the comment lines directly above it."""
     line = name.start_mark.line
     above: list[str] = []
     for earlier in reversed(lines[1:line]):

@@ -84,7 +84,7 @@ class DataNow:
         """Return how the current data differs from a run's; None if it does not, or the run has no record.
 
         Args:
-            run_dir: The directory of the run, whose settings of data equal those of the configuration.
+            run_dir: The directory of a run with the same data settings as the configuration.
             config: The configuration as plain dictionaries, resolved and checked.
         """
         if not (then := recorded_data(run_dir)):

@@ -1,4 +1,4 @@
-"""Declare the error of an unusable checkpoint, apart from what needs torch: every verb catches it."""
+"""Declare the error of an unusable checkpoint. This module does without torch, since every verb catches the error."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Find the data to evaluate a run on: its own, or other data in its vocabulary and rows of its training length."""
+"""Find the data to evaluate a run on: its own, or other data with its vocabulary, in rows of its training length."""
 
 import json
 import tempfile
@@ -40,13 +40,13 @@ def evaluation_data(
     Args:
         loaded: The run.
         of_data: Overrides of `data`; empty for the data of the run.
-        lengths: Lengths of the tests of a task; None for those of its configuration.
+        lengths: Lengths of a task's tests; None for the lengths of its configuration.
         data_problems: Checks the settings of data, such as `samout_train.training.data_problems`.
         loop_keys: Settings of data that are not arguments of its source, such as `batch_size`.
         config_dirs: Further absolute folders with YAML files.
 
     Returns:
-        (name, source, whole): For given files, `whole` is their content, which is every split of the source.
+        (name, source, whole): `whole` is the content of given files, which is every split of the source; else None.
 
     Raises:
         ConfigError: if the overrides are wrong, or the data does not fit the model.
@@ -93,7 +93,7 @@ def _data_key(word: str) -> str:
 
 
 def reads_documents(loaded: LoadedRun) -> bool:
-    """Return whether the documents of a run's text stood behind `<|sos|>`, which rows of one document leave out."""
+    """Return whether `<|sos|>` preceded the documents of a run's text; rows of a single document leave it out."""
     node = saved_node(loaded.checkpoint.parent.parent / ".hydra" / "config.yaml", "data")
     if node.get("layout") in ROWS_OF_ONE_DOCUMENT:
         return False

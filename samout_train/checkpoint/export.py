@@ -1,7 +1,7 @@
 """Export a run's weights for other programs: as safetensors, or as a file for the published scripts.
 
-An export is a folder with the weights, their configuration and vocabulary, and `export.json`. The last is written at
-the end and marks the folder as complete; it has the size and sha256 of each file.
+An export is a folder with the weights, their configuration and vocabulary, and `export.json`, which has the size and
+sha256 of each file. This file is written last and marks the folder as complete.
 """
 
 import json
@@ -51,7 +51,7 @@ class Exported:
         folder: Its folder.
         run: The exported run.
         files: Size of each file in bytes.
-        tensors: Number of tensors in the file of weights; a shared one counts once.
+        tensors: Number of tensors in the file of weights; a shared tensor counts once.
         sha256: Digest of the weights, over sorted names, shapes, dtypes and bytes.
     """
 
@@ -71,7 +71,7 @@ def export_run(
         run: A run directory, or a checkpoint in one.
         format: `safetensors`, or `published` for V1 and V8.
         weights: `last`, or `ema` for their average, which a run with `trainer.ema` has.
-        out: A new or empty folder; None for `export_<format>` in the run directory, with `_ema` behind it for `ema`.
+        out: A new or empty folder; None for `export_<format>` in the run directory, or `export_<format>_ema` for `ema`.
 
     Raises:
         ValueError: if there is no such run, it cannot have this format, or `out` is not empty.
@@ -79,7 +79,7 @@ def export_run(
         ExportError: if writing failed, or the files read back differ; nothing is left behind then.
     """
     if format == "safetensors":
-        safetensors_library()  # raises before anything is read if the package is missing
+        safetensors_library()  # if the package is missing, raise before anything is read
     folder = None
     if out is not None:
         folder = _folder(out)
@@ -158,10 +158,10 @@ def load_trained(path: str | Path, *, weights: WeightsName = "last") -> LoadedRu
 
     Args:
         path: A run directory, a checkpoint in one, or a folder written by `export_run`.
-        weights: As for `load_run`; an export has one of the two.
+        weights: As for `load_run`; an export has only one of the two.
 
     Raises:
-        ValueError: as `load_run` and `load_exported` do, and if an export has the other weights.
+        ValueError: as in `load_run` and `load_exported`, and if an export has the other weights.
         CheckpointError: if the run's checkpoints are damaged.
     """
     folder = home_path(path)
@@ -214,7 +214,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def once(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return each tensor of a state once, and for further names of a shared tensor its first name.
+    """Return each tensor of a state once, and map each further name of a shared tensor to its first name.
 
     Raises:
         ValueError: if a value in the state is not a tensor.

@@ -2,10 +2,10 @@
 
 Only this module knows the format. `step_<8 digits>.pt` holds tensors, numbers, text and lists, so that
 `torch.load(weights_only=True)` reads it. Its manifest, `step_<8 digits>.json`, has its size and sha256 and the versions
-that made it. A temporary file is written, flushed to disk and read back; then the manifest is written; then the file
-gets its name. A file of that name that lacks its manifest or does not match it is therefore damaged. If a model is
-sharded over processes, the tensors of model and optimizer lie in `step_<8 digits>.shards/`, and the manifest has their
-digests.
+that made it. To write a checkpoint, a temporary file is written, flushed to disk and read back. Then the manifest is
+written, and last the file gets its final name. A file with that name but without a matching manifest is therefore
+damaged. If a model is sharded over processes, the tensors of model and optimizer are in `step_<8 digits>.shards/`, and
+the manifest has their digests.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ CORRUPT = ".corrupt"
 log = logging.getLogger(__name__)
 
 
-# Follows the path of a file in a message.
+# Messages put the path of the file before this.
 OTHER_FORMAT = f"is not a checkpoint of format {FORMAT}: another program wrote it, or another version of this one"
 
 
@@ -75,7 +75,7 @@ def checkpoint_path(directory: Path, step: int) -> Path:
 
 
 def shards_folder(path: Path) -> Path:
-    """Return the folder, beside a checkpoint, of the tensors of a sharded model and its optimizer."""
+    """Return the folder, next to a checkpoint, with the tensors of a sharded model and its optimizer."""
     return path.with_name(path.name.replace(".pt", ".shards"))
 
 
@@ -103,8 +103,8 @@ def newest_checkpoint(run_dir: Path, *, set_aside: bool) -> Path | None:
 
     Args:
         run_dir: The run directory.
-        set_aside: Whether to rename damaged ones to `.corrupt`. Use it only for the process's own run: elsewhere, a
-            checkpoint that looks incomplete may still be in writing.
+        set_aside: Whether to rename damaged ones to `.corrupt`. Use it only for the process's own run: another
+            process may still be writing a checkpoint that looks incomplete.
 
     Raises:
         CheckpointError: if every checkpoint is damaged.
@@ -120,7 +120,7 @@ def newest_checkpoint(run_dir: Path, *, set_aside: bool) -> Path | None:
         if set_aside:
             for part in (path, _manifest(path), shards_folder(path)):
                 if part.exists():
-                    with suppress(OSError):  # open elsewhere on Windows; it is skipped all the same
+                    with suppress(OSError):  # another program has it open on Windows; it is skipped anyway
                         part.replace(part.with_name(part.name + CORRUPT))
     for path in sorted(folder.glob(f"step_*.pt{CORRUPT}")):
         if path.with_name(path.name.removesuffix(CORRUPT)) not in reasons:  # set aside earlier
@@ -204,8 +204,8 @@ def read_checkpoint(path: Path, *, whole: bool = True) -> dict[str, Any]:
 
     Args:
         path: The file.
-        whole: Whether to read the tensors of shards too. Otherwise they are on the device `meta`, without data, and
-            `shards` is their folder for `samout_train.checkpoint.shards.read_shards`.
+        whole: Whether to read sharded tensors too. Otherwise they are on the device `meta`, without data, and the entry
+            `shards` is their folder, to be read by `samout_train.checkpoint.shards.read_shards`.
 
     Raises:
         ValueError: if it has another format.
@@ -231,7 +231,7 @@ def replace_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def _manifest(path: Path) -> Path:
-    """Return `step_00000001.json` for `step_00000001.pt`; both may be set aside."""
+    """Return `step_00000001.json` for `step_00000001.pt`, also if both were set aside."""
     return path.with_name(path.name.replace(".pt", ".json"))
 
 

@@ -1,7 +1,7 @@
 """Load initial weights of a new run (`init_from`) from a run, a checkpoint, an export, or another program's file.
 
-Only weights are loaded; optimizer, schedule, step and random states are new. The vocabulary must be equal or extended
-by appended ids; embedding and head then get new rows after the loaded ones.
+Only weights are loaded; optimizer, schedule, step and random states are new. The vocabulary must be the same, or extend
+the old one by appended ids. Embedding and head then get new rows after the loaded ones.
 """
 
 # V vocabulary
@@ -42,7 +42,7 @@ class InitialWeights:
 
     Args:
         path: The path as given.
-        by_place: Tensors by name, for each place in the file: a file may hold more than one model.
+        by_place: Tensors by name, for each place in the file, since a file may hold more than one model.
         vocabulary: The vocabulary that they were trained with; None if unknown, or if ids are not text.
         model_node: The `model` of their configuration; empty if unknown.
     """
@@ -91,7 +91,7 @@ def read_initial_weights(path: str | Path) -> InitialWeights:
 
     Raises:
         ConfigError: if the path does not exist or cannot be read.
-        CheckpointError: if it is a run or a checkpoint and damaged.
+        CheckpointError: if it is a damaged run or checkpoint.
     """
     place = home_path(path)
     if not str(path) or not place.exists():
@@ -104,7 +104,7 @@ def read_initial_weights(path: str | Path) -> InitialWeights:
         return _of_file(path, place)
     except ConfigError:
         raise
-    except ValueError as error:  # its text ends with what to do
+    except ValueError as error:  # its text ends with a remedy
         raise _problem(path, f"cannot be used: {error}", "") from error
     except OSError as error:
         raise _problem(path, f"cannot be used: {error}", "give a file of weights") from error
@@ -161,7 +161,7 @@ def _model_node(config: Path) -> dict[str, Any]:
 
 
 def added_tokens(weights: InitialWeights, vocabulary: Vocabulary | None) -> list[str]:
-    """Return the tokens that the data's vocabulary has after those of the weights' vocabulary.
+    """Return the tokens that the data's vocabulary appends to the weights' vocabulary.
 
     Args:
         weights: The initial weights.
@@ -239,7 +239,7 @@ def load_initial_weights(
 
 
 def _best(weights: InitialWeights, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the group of tensors with the most names of the model."""
+    """Return the group of tensors that shares the most names with the model."""
     matches = {}
     for place, tensors in weights.by_place.items():
         matches[place] = len(own.keys() & tensors.keys())
@@ -263,7 +263,7 @@ def _best(weights: InitialWeights, own: Mapping[str, Tensor]) -> dict[str, Tenso
 def _same_model(
     weights: InitialWeights, node: Mapping[str, Any], own: Mapping[str, Tensor], given: Mapping[str, Tensor]
 ) -> str:
-    """Return the settings that would give the model of the weights."""
+    """Return the settings with which the model would match the weights."""
     there, here = scalars(weights.model_node), scalars(node)
     words = []
     for key, value in there.items():

@@ -1,6 +1,6 @@
-"""Report what a path holds, whether it is whole, and what it needs, without changing it or running its code.
+"""Report what a path holds, whether it is undamaged, and what it needs, without changing it or running its code.
 
-The Python modules named in configurations are not imported either.
+Python modules that are named in its configurations are not imported either.
 """
 
 import json

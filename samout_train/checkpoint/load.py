@@ -31,7 +31,7 @@ class LoadedRun:
         pad_id: Id of the padding; None for no padding.
         model_node: The `model` of its configuration.
         line_ends: Treatment of line ends in its text and in prompts.
-        data_node: The `data` of its configuration; empty where that is not known.
+        data_node: The `data` of its configuration; empty if that is unknown.
     """
 
     checkpoint: Path
@@ -92,7 +92,7 @@ def load_run(path: str | Path, *, weights: WeightsName = "last") -> LoadedRun:
 
 
 def averaged(weights: Mapping[str, Tensor], averages: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a model's state with averages in place of weights, also under further names of the same weights.
+    """Return a model's state with averages in place of weights, under every name of a shared weight.
 
     Args:
         weights: All tensors of the state.
@@ -112,7 +112,7 @@ def _place(tensor: Tensor) -> tuple[int, torch.Size, tuple[int, ...]]:
 
 
 def data_of(saved: Path) -> dict[str, Any]:
-    """Return the `data` of a saved configuration; nothing where it does not say it."""
+    """Return the `data` of a saved configuration; empty if it has none."""
     try:
         return saved_node(saved, "data")
     except ConfigError:

@@ -87,7 +87,7 @@ class Checkpoints:
         every_n_seconds: Save if this many seconds have passed since the last save; None for no such saves.
         keep_last: Number of newest checkpoints to keep.
         keep_best: Whether to save a new best validation loss at once, and to keep its checkpoint.
-        about: Entries of each manifest besides size and sha256, text and numbers. Restoring compares its `data` and
+        about: Text and numbers to add to each manifest, next to size and sha256. Restoring compares `data` and
             `settings` with those of the checkpoint.
 
     Attributes:
@@ -162,7 +162,7 @@ class Checkpoints:
             The restored checkpoint; None if the run starts at step 0.
 
         Raises:
-            ValueError: if there is no such checkpoint, or it has another model, optimizer or, in the same run, data.
+            ValueError: if there is no such checkpoint, or it has another model or optimizer or, in the same run, data.
             CheckpointError: if the checkpoints are damaged.
         """
         is_own = resume == "auto"
@@ -191,7 +191,7 @@ class Checkpoints:
         return Restored(content, then, is_own)
 
     def roll_back(self, step: Restorable) -> dict[str, Any] | None:
-        """Load the newest checkpoint of the run, after a pending write.
+        """Wait for a pending write, and load the newest checkpoint of the run.
 
         Returns:
             Its content; None, with nothing loaded, if there is no checkpoint.

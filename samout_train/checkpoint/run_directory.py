@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 SETTINGS = ".hydra"
 SECONDS_OF_A_LOOK = 0.5  # the longest time that a check for a running process holds the lock
 SECONDS_OF_A_TURN = 60.0  # the longest wait for another process that changes the files of a shared folder
-RESERVED = "reserved"  # the lock of a program that starts a run, beside the lock of the run
+RESERVED = "reserved"  # the lock of a program that starts a run, in addition to the lock of the run
 # Settings that must not change on resume; others may.
 FIXED_KEYS = ("seed", "model", "data", "optimizer", "init_from")
 FREE_DATA_KEYS = ("data.budget_steps", "data.log_every_n_steps", "data.eval_every_n_steps")
@@ -40,7 +40,7 @@ KINDS = {
     "a comparison": ("comparison.json",),
     "a search": ("search.json", "search.db"),
 }
-# Values that stand for settings which earlier versions lacked.
+# Values that reproduce earlier versions, for settings that these versions lacked.
 EARLIER = {
     "data.learn": "all",
     "data.extra_fields": "count",
@@ -63,9 +63,9 @@ EARLIER = {
     "model.mixer.b_projection": True,
     "trainer.cuda_graph": "auto",
 }
-# The same of settings that stand for another value in each mixer that lacked them; no mixer accepts that of another.
+# The same for a setting whose value depends on the mixer that lacked it; no mixer accepts the value of another.
 EARLIER_OF_MIXERS = {"model.mixer.output_gate": ("silu", "gelu")}  # of Mamba2 and of RGLRU
-# The settings among them whose default has changed since: a resumed run keeps its earlier value. Group and key.
+# Group and key of those settings whose default has changed since: a resumed run keeps the earlier value.
 KEPT = (("data", "reset_at_documents"),)
 # Paths of the data; they may change if checkpoints record its content.
 PLACE_KEYS = ("data.path", "data.paths", "data.pattern", "data.vocabulary_path")
@@ -98,7 +98,7 @@ def check_resume(composed: Composed, directory: str = "run_dir") -> list[Problem
 
     Args:
         composed: The configuration.
-        directory: The key that sets the directory of the run, or of the sweep that it is a job of.
+        directory: The key that sets the directory of the run or, for a job of a sweep, of the sweep.
     """
     resume, init_from = composed.config["resume"], composed.config.get("init_from")
     if init_from is not None and not (init_from and home_path(init_from).exists()) and resume != "auto":
@@ -175,9 +175,9 @@ resume_problems, run_directory_problems, content_problems = check_resume, check_
 
 
 def has_data_record(run_dir: Path) -> bool:
-    """Return whether the checkpoints of a run record its data, which is then compared instead of its path."""
+    """Return whether the checkpoints of a run record its data; if so, its content is compared instead of its path."""
     manifests = list((run_dir / "checkpoints").glob("step_*.json"))
-    # All of them, since an earlier one is used if the newest is damaged.
+    # All manifests count, since an earlier checkpoint is used if the newest is damaged.
     return bool(manifests) and all(read_figures(path).get("data") for path in manifests)
 
 
@@ -228,7 +228,7 @@ def other_settings(
 def as_begun(run_dir: Path, composed: Composed) -> Composed:
     """Return a configuration that continues the run in a directory as an earlier version began it.
 
-    A setting that the run lacks, and whose default has changed since, has its earlier value.
+    If the run lacks a setting whose default has changed since, the configuration has the earlier default.
 
     Args:
         run_dir: The directory; without saved settings nothing changes.
@@ -261,10 +261,10 @@ def _kept(run_dir: Path, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_earlier(key: str, value: Any) -> bool:
-    """Return whether a setting has the value that it stands for where an earlier version lacks it.
+    """Return whether a setting has the value that reproduces earlier versions, which lacked the setting.
 
     Args:
-        key: With dots; that of one of several mixers counts as that of a single one.
+        key: The dotted key. A key of one of several mixers counts as the key of a single mixer.
         value: Its value now.
     """
     key = re.sub(r"^model\.mixers\.\w+\.", "model.mixer.", key)
@@ -291,7 +291,7 @@ def _pairs(
     pairs = []
     for key in sorted(then.keys() | now.keys()):
         if key not in then and (is_earlier(key, now[key]) or key.startswith("data.roles.")):
-            continue  # text of a role without a token was refused, so a further role changes nothing
+            continue  # text of a role without a token was refused, so an added role changes nothing
         if not key.startswith(free) and not _same(key, then.get(key), now.get(key)):
             pairs.append((key, then.get(key, "null"), now.get(key, "null")))
     return pairs
@@ -340,14 +340,13 @@ def _same(key: str, then: Any, now: Any) -> bool:
 class Claim:
     """A run directory, held for one run from the check of its content to the end of the run.
 
-    Processes that torchrun started for the run join first: the same settings, program and run directory. Nothing is
-    written before the lock is held and the check has passed. The settings of a new run are written at once, so that
-    another process that finds the directory locked can compare them. Those of a resumed run replace the earlier ones
-    only when the run begins.
+    Processes that torchrun started for the run first agree on settings, program and run directory. Nothing is written
+    before the lock is held and the check has passed. A new run writes its settings at once, so that another process
+    that finds the directory locked can compare them. A resumed run replaces the earlier settings only when it begins.
 
     Args:
         composed: The configuration. Once held, it continues the run as it was begun.
-        run_dir: The directory as this process has it. Once held, as the first process has it, which alone holds its
+        run_dir: The directory as this process sees it. Once held, as the first process sees it, which alone holds the
             lock.
     """
 
@@ -372,17 +371,17 @@ class Claim:
         """Hold the directory.
 
         Args:
-            files: Contents of the files of `.hydra/` beside `config.yaml`, by name.
+            files: Contents of further files of `.hydra/`, next to `config.yaml`, by name.
             check: Called under the lock; returns why the directory cannot be used.
             keeps_failed: Whether the settings of a new run stay if it is refused later, as in a sweep.
 
         Raises:
             DirectoryRefusedError: if another process holds the directory, or the check finds problems.
             ConfigError: if the processes of the run have different settings or programs.
-            LostProcessError: if one of the others ends.
+            LostProcessError: if one of the other processes ends.
         """
         with ExitStack() as held:
-            from samout_train.runtime import choose_device  # imports torch, which information does without
+            from samout_train.runtime import choose_device  # late: it imports torch, which --help does without
 
             held.enter_context(distributed.joined(choose_device(self.config["device"])))
             self._agree()
@@ -404,7 +403,7 @@ class Claim:
                 raise
 
     def begin(self) -> None:
-        """Write the settings; call it when nothing can refuse the run any more."""
+        """Write the settings; call it once nothing can refuse the run any more."""
         if distributed.is_first():
             _write_settings(self.run_dir / SETTINGS, self._files)
         self.has_begun = True
@@ -425,14 +424,14 @@ class Claim:
 
 
 def reserve(run_dir: Path, name: str = RESERVED) -> Callable[[], None] | None:
-    """Reserve a directory for this process among those that share it; None where another process has reserved it.
+    """Reserve a directory for this process; return None if another process has reserved it.
 
-    Several programs that start runs in one folder, also on several machines, reserve a run's directory before they
-    start it; the run holds the other lock itself. The lock is the operating system's, so a dead process holds none.
+    If several programs start runs in one folder, even on several machines, each reserves a run's directory before it
+    starts the run; the run itself holds another lock. The operating system releases the lock of a dead process.
 
     Args:
         run_dir: The directory; it is made if missing.
-        name: Of the file that is locked.
+        name: Name of the file that is locked.
 
     Returns:
         A function that ends the reservation. It ends with this process at the latest.
@@ -456,7 +455,7 @@ def in_turn(folder: Path) -> Iterator[None]:
     """Let the processes that share a folder change its files one after another.
 
     Raises:
-        TakenError: if another one takes longer than SECONDS_OF_A_TURN.
+        TakenError: if another process takes longer than SECONDS_OF_A_TURN.
     """
     lock = _lock(folder, SECONDS_OF_A_TURN, "turn")
     Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
@@ -474,8 +473,8 @@ def in_turn(folder: Path) -> Iterator[None]:
 def locked(run_dir: Path) -> Iterator[None]:
     """Lock a run directory against other processes, and delete half-written files of killed runs.
 
-    The lock is the operating system's, so a killed run leaves none. A directory that holds nothing but the lock is
-    removed at the end.
+    The operating system releases the lock of a killed run. A directory that holds nothing but the lock is removed at
+    the end.
 
     Raises:
         TakenError: if another process holds it.

@@ -1,8 +1,8 @@
 """The sharded part of a checkpoint: a folder of tensors in torch's distributed format, written by all processes.
 
-torch reads the folder's `.metadata` with an unrestricted pickle. Here the manifest of the checkpoint has the digests of
-all files, which are compared before any file is opened, and `.metadata` may name only the few classes that it consists
-of. The tensors themselves are read with `weights_only=True`, as torch does.
+torch reads the folder's `.metadata` with an unrestricted pickle. Here, the manifest of the checkpoint has the digests
+of all files, and they are compared before any file is opened. The pickle in `.metadata` may only name the few classes
+that it needs. The tensors themselves are read with `weights_only=True`, as torch does.
 """
 
 import logging
@@ -186,7 +186,7 @@ class _Reader(FileSystemReader):
 
 
 class _Unpickler(pickle.Unpickler):
-    """An unpickler that allows only the classes of a description of shards."""
+    """An unpickler that allows only the classes that describe shards."""
 
     def find_class(self, module: str, name: str) -> Any:
         """Return an allowed class; raise ValueError for any other name."""
@@ -208,7 +208,7 @@ def _readable() -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence torch's warnings that one process saves or loads by itself, which is intended."""
+    """Silence torch's warning that a single process saves or loads, which is intended here."""
     logger = logging.getLogger("torch.distributed")
     before, logger.disabled = logger.disabled, True
     try:

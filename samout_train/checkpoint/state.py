@@ -17,7 +17,7 @@ from samout_train.data import Vocabulary
 from samout_train.models import ParallelModel, like
 
 MOST_LINES = 8
-# Entries of an optimizer's state with the shape of the parameter; others may have another shape.
+# Entries of an optimizer's state that have the shape of their parameter; other entries may have any shape.
 LIKE_THE_PARAMETER = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")
 State = dict[str, Any]
 
@@ -26,8 +26,8 @@ def saved_weights(shared: ParallelModel, optimizer: torch.optim.Optimizer) -> St
     """Return the state of a model and its optimizer for a checkpoint.
 
     Returns:
-        `model` and `optimizer`. For a sharded model also `vectors`, the names, as in `samout_train.checkpoint.shards`,
-        of tensors that are vectors of one element in place of scalars.
+        `model` and `optimizer`. For a sharded model also `vectors`: the names, as in `samout_train.checkpoint.shards`,
+        of scalars that are stored as vectors of one element.
     """
     state: State = {"model": shared.model.state_dict(), "optimizer": optimizer.state_dict()}
     if not shared.is_sharded:
@@ -62,8 +62,8 @@ def load_weights(
         stateful: Keys of the optimizer's groups that its steps change; for them the checkpoint takes precedence.
 
     Raises:
-        ValueError: if the tensors belong to another model or optimizer, with the names and shapes that differ; nothing
-            is loaded then.
+        ValueError: if the tensors belong to another model or optimizer; the message names those that differ, and
+            nothing is loaded.
     """
     require_same_model(shared.shapes(), state["model"])
     if is_usual(state["optimizer"]):
@@ -103,7 +103,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: Any, stateful: froze
             f"load_state_dict of {type(optimizer).__name__} refuses the state in the checkpoint "
             f"({type(error).__name__}: {' '.join(str(error).split())[:200]}): choose the optimizer it was made with"
         ) from error
-    # Keep the checkpoint's last learning rate, for the report; all other settings come from the configuration.
+    # Keep the checkpoint's last learning rate for the report; all other settings come from the configuration.
     for group, settings in zip(optimizer.param_groups, kept, strict=True):
         group.update(settings)
 
@@ -126,7 +126,7 @@ def require_same_model(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]
         given: The checkpoint's tensors.
     """
     found = []
-    # Missing and unexpected tensors come first: they tell more than widths.
+    # Missing and unexpected tensors come first: they tell more than different widths.
     names = {**wanted, **given}
     for name in sorted(names, key=lambda name: name in wanted and name in given):
         here, there = wanted.get(name), given.get(name)
@@ -150,9 +150,9 @@ def require_same_vocabulary(wanted: Vocabulary | None, given: object) -> None:
 
 
 def require_same_optimizer(optimizer: torch.optim.Optimizer, given: Mapping[str, Any], model: nn.Module) -> None:
-    """Raise ValueError if a checkpoint belongs to another optimizer, by its groups and shapes.
+    """Raise ValueError if groups and shapes show that a checkpoint belongs to another optimizer.
 
-    torch loads shapes unchecked. The message names what differs.
+    torch does not check shapes when it loads. The message names what differs.
 
     Args:
         optimizer: The optimizer of the model's parameters.
@@ -192,7 +192,7 @@ def named_values(part: Any, name: str) -> Iterator[tuple[str, Any]]:
 
     Args:
         part: A part of a checkpoint.
-        name: Of this part.
+        name: Name of this part.
     """
     items: Iterable[tuple[Any, Any]] = ()
     if isinstance(part, Mapping):
@@ -206,7 +206,7 @@ def named_values(part: Any, name: str) -> Iterator[tuple[str, Any]]:
 
 
 def _moments(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> dict[int, State]:
-    """Return the optimizer's state, with each tensor of a parameter's size sharded like the parameter."""
+    """Return the optimizer's state; tensors of a parameter's size are sharded like the parameter."""
     moments = {}
     for parameter, key in _keyed(optimizer, saved):
         if key in saved["state"]:

@@ -81,7 +81,7 @@ def chat(
 
 
 def _in_terminal(conversation: "Conversation", sampling: "Sampling") -> int:
-    """Read and answer lines until the end of the input; a mistake in a line is reported and changes nothing."""
+    """Read and answer lines until the end of the input; report a line that is wrong, and leave the chat unchanged."""
     read = _line_reader()
     while True:
         try:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from samout_train.evaluation import Evaluator
 
 ROWS_PER_BATCH = 64  # of a task, at its training length
-TIMES = (1, 4, 16, 64)  # the default lengths, in training lengths
+TIMES = (1, 4, 16, 64)  # default lengths, as multiples of the training length
 MOST_TOKENS = 65536  # default of most_tokens for the run's own validation split
 CHOICES = "data=choices"
 LONGEST_NAME = 60  # characters of settings in a folder's name; longer ones are hashed
@@ -145,7 +145,7 @@ def _accuracies(evaluator: "Evaluator", step: int, folder: Path) -> None:
 
 
 def _choices(loaded: "LoadedRun", request: Request, device: "torch.device") -> int:
-    """Measure the accuracy on questions with choices, print it and write it down; return the exit code."""
+    """Measure the accuracy on multiple-choice questions, print and save it; return the exit code."""
     from samout_train.checkpoint import reads_documents
     from samout_train.config import compose_config, require_no_problems
     from samout_train.data import Choices
@@ -242,7 +242,7 @@ def _measured_whole(evaluator: "Evaluator", run_dir: Path, whole: "WholeData") -
 
 
 def _require_possible_lengths(source: "Source", given: list[int] | None, whole: "WholeData | None") -> None:
-    """Raise ConfigError for other lengths than that of training, if the rows of the data do not follow each other."""
+    """Raise ConfigError for lengths other than the training length if the rows of the data are not consecutive."""
     from samout_train.evaluation import stream_of
 
     trained = source.train.seq_len
@@ -261,8 +261,8 @@ def _print_speed(what: str, evaluator: "Evaluator", started: float, read: Sequen
     Args:
         what: What was measured.
         evaluator: The evaluator that measured.
-        started: Its start, by `time.perf_counter`.
-        read: Pairs of the length of rows and the number of tokens read in such rows.
+        started: The start of the measurement, from `time.perf_counter`.
+        read: Pairs of a row length and the number of tokens read in rows of that length.
     """
     from samout_train.runtime import matmul_rate
 

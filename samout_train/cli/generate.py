@@ -13,7 +13,7 @@ from samout_train.runtime import home_path, input_as_utf_8, lost_output, text_of
 
 LARGEST_PROMPT, PIECE = 1 << 26, 1 << 20  # bytes
 SAMPLE_BYTES = 5_000  # of a sample's random generator, in Python and in torch
-TOKEN_BYTES = 8  # of a token that waits to be written
+TOKEN_BYTES = 8  # of a token that is not yet written
 
 if TYPE_CHECKING:
     import torch
@@ -96,7 +96,7 @@ def _write(
         if num_samples > 1:
             print(f"sample {number + 1}", file=sys.stderr)
         sys.stdout.write(text)
-        # An answer ends at a role's token; elsewhere none is drawn.
+        # An answer ends at a role token. Without chat=true, none is drawn.
         ids = takewhile(lambda index: index >= len(SPECIAL_TOKENS), (row[number] for row in column))
         for piece in text_of(vocabulary, ids, stop=stop):
             sys.stdout.write(piece)
@@ -124,7 +124,7 @@ def _encoded(vocabulary: "Vocabulary", prompt: str, given: str) -> list[int]:
 def _turns(loaded: "LoadedRun", prompt: str, given: str) -> list[int]:
     """Return the tokens of the conversation before an answer.
 
-    The names of role tokens in the prompt are these tokens; without one, the prompt is a user's message.
+    A role token's name in the prompt stands for that token. A prompt without any is a user's message.
     """
     from samout_train.data import SOS_ID, SPECIAL_TOKENS
     from samout_train.evaluation import begins_with_sos

@@ -33,7 +33,7 @@ EXAMPLES = """\
 
 
 def main() -> None:
-    """Run the verb, `train` if the first word is a setting, and exit with its code."""
+    """Run the verb (`train` if the first word is a setting) and exit with its code."""
     use_lasting_streams()
     treat_hangup_as_termination()
     wait_shortly()
@@ -70,7 +70,7 @@ def main() -> None:
         code = 0
         if ended.code is not None:
             code = ended.code
-    except KeyboardInterrupt:  # before there was anything to save
+    except KeyboardInterrupt:  # before the run had anything to save
         code = 130
     except Exception as error:
         code = _of_the_environment(error)
@@ -87,7 +87,7 @@ def main() -> None:
 
 
 def overview(verbs: Sequence[str]) -> str:
-    """Return the list of verbs, with a line about each, and example commands."""
+    """Return the list of verbs, one line for each, and example commands."""
     lines = [
         f"samout_train {__version__}: samout-train [VERB] key=value ...",
         "",
@@ -146,7 +146,7 @@ def _of_the_environment(error: Exception) -> int:
 
 
 def _verb_being_completed(verbs: list[str]) -> str | None:
-    """Complete a verb for the shell; return a complete one, and hide it from Hydra, which completes settings only."""
+    """Complete a verb for the shell. Return a complete verb, and hide it from Hydra, which completes only settings."""
     program, _, rest = os.environ.get("COMP_LINE", "").partition(" ")
     first, space, behind = rest.lstrip().partition(" ")
     if space and first in verbs:

@@ -153,7 +153,7 @@ class Request:
         return self.package_problems(composed.config)
 
     def _of_one_run(self) -> list[str]:
-        """Return the overrides that answers are about: none in a sweep, where a key may have several values."""
+        """Return the overrides to compose an answer from: none in a sweep, where keys have several values."""
         if self.in_sweep:
             return []
         return self.overrides
@@ -170,10 +170,10 @@ class Request:
         run_hydra(asked, settings, lambda config: None, folder=CONF, config_name=self.config_name)
 
     def package_problems(self, config: dict[str, Any]) -> list[Problem]:
-        """Return the problem of a --package that the settings lack.
+        """Return the problem of a --package that does not exist in the settings.
 
         Args:
-            config: All settings but Hydra's own.
+            config: All settings except Hydra's own.
         """
         package = self.arguments.package
         if not package or package == "_global_":
@@ -242,7 +242,7 @@ class Request:
         return found
 
     def _add_job(self, composed: Composed, job: list[str], name: str) -> list[Problem]:
-        """Add a job of a sweep; return the problem of one whose directory another job has."""
+        """Add a job of a sweep; return the problem if another job has the same directory."""
         self.run_dir = composed.sweep_dir
         self.gets_new_directory = "hydra.sweep.dir" in composed.named_by_time
         found = []
@@ -258,7 +258,7 @@ class Request:
         return found
 
     def _check_directory(self) -> list[Problem]:
-        """Make the directory, and write into it to find out whether that is possible."""
+        """Make the directory, and write a temporary file to test whether there is room."""
         from samout_train.checkpoint import new_directory
 
         if self.run_dir is None:
@@ -314,7 +314,7 @@ def _parsed(words: Sequence[str]) -> argparse.Namespace:
 
 
 def _require_combinable(arguments: argparse.Namespace) -> None:
-    """Raise ConfigError for flags that exclude each other, and those of Hydra's that this program does not support."""
+    """Raise ConfigError for flags that exclude each other, and for Hydra flags that this program does not support."""
     asked = []
     for name in INFORMATION:
         if getattr(arguments, name):
@@ -391,9 +391,9 @@ def _is_completion(words: Sequence[str]) -> bool:
 
 
 def last_of_each(overrides: Sequence[str]) -> list[str]:
-    """Return overrides without those whose key gets another value later: Hydra would take both in a sweep.
+    """Return overrides without those that a later one replaces: in a sweep, Hydra would use both.
 
-    Deletions (`~key`) and options added to a group (`+group=`) stay.
+    Deletions (`~key`) and options added to a group (`+group=`) are kept.
     """
     last = {}
     for index, word in enumerate(overrides):

@@ -125,7 +125,7 @@ def _serve(uvicorn: Any, asgi: Any, host: str, port: int) -> int:
 
 @contextmanager
 def _stopping(server: Any) -> Iterator[list[int]]:
-    """Let SIGINT and SIGTERM end a server after the requests under way, and a second one at once."""
+    """Let SIGINT and SIGTERM end a server after the requests in progress; a second signal ends it at once."""
     signals: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -150,7 +150,7 @@ def _uvicorn() -> Any:
     """Import and return uvicorn.
 
     Raises:
-        ValueError: if it is not installed, with how to get it.
+        ValueError: if it is not installed; the message says how to install it.
     """
     try:
         import starlette  # noqa: F401

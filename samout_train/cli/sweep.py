@@ -57,7 +57,7 @@ def _jobs_of_comparison(folder: Path, record: dict[str, Any], action: str) -> li
     """Return the runs of a comparison that have begun.
 
     Raises:
-        ConfigError: if they are to be run: the comparison itself decides which.
+        ConfigError: if they are to be run: only the comparison itself decides which runs to make.
     """
     from samout_train.experiments import Job, outcome
 
@@ -86,7 +86,7 @@ def _without_jobs(folder: Path, record: dict[str, Any]) -> str:
 
 
 def _jobs_to_run(folder: Path, jobs: Sequence["Job"], *, retries: bool) -> list["Job"]:
-    """Return all jobs but those that failed, which `retries` adds; finished ones take no time.
+    """Return all jobs, those that failed by themselves only if `retries` is true; finished ones take no time.
 
     Raises:
         ConfigError: if the directory in which they were started no longer exists.

@@ -26,7 +26,7 @@ T = TypeVar("T")
 UNITS = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 NAMED = 3
 SMALLEST_PART = 50  # keeps a mistyped part_bytes from making a shard of every few bytes
-LARGEST_PART = 1 << 30  # at most two tokens a byte, whose positions are 32-bit numbers
+LARGEST_PART = 1 << 30  # at most two tokens per byte, and positions are 32-bit
 
 
 @verb

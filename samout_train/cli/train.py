@@ -63,7 +63,7 @@ log = logging.getLogger(__name__)
 
 
 class RunVerb(Verb):
-    """The verb that makes runs and sweeps: it reports all mistakes in them at once, before the first starts."""
+    """The verb that makes runs and sweeps. It reports all mistakes at once, before the first run starts."""
 
     def __call__(self, words: Sequence[str]) -> int:
         """Parse and check a command line, and execute it; see `Verb`."""
@@ -146,7 +146,7 @@ def _sweep(request: Request, flags: list[str]) -> int:
         return 2
     settings = words_for_hydra(request.overrides, folders=request.folders, typed=False)
     settings = words_of_sweep(settings, request.overrides, request.swept)
-    # Hydra would write its files before this process has claimed the directory.
+    # Otherwise Hydra would write its files before this process has claimed the directory.
     settings += ["hydra.output_subdir=null", f"hydra.sweep.dir={quoted(request.run_dir)}"]
     failures: list[int] = []
     job = partial(_job, flags=flags, failures=failures)
@@ -195,12 +195,12 @@ def _swept(
         code = 1
         if isinstance(ended.code, int):
             code = ended.code
-    jobs = [job for job in sweep_jobs(folder) if job.name in configs]  # without those of an earlier sweep into it
+    jobs = [job for job in sweep_jobs(folder) if job.name in configs]  # not of an earlier sweep in this directory
     wait_for_others([job.run_dir for job in jobs])
     other = []
     for job in jobs:
         other += check_job(job.run_dir, configs[job.name])
-    if other and not failures:  # a launcher's processes have failures of their own
+    if other and not failures:  # other processes of the launcher do not add to `failures`
         print("\n".join(map(str, other)), file=sys.stderr)
         code = code or 2
     unfinished = []
@@ -295,7 +295,7 @@ def _hydras_files() -> dict[str, str]:
 
 
 def _report_failure(error: Exception, exit_code: int, run_dir: Path, *, has_begun: bool) -> None:
-    """Report why a run failed, and record it in its directory unless that is another run's."""
+    """Report why a run failed, and record it in the run directory unless another run owns it."""
     from samout_train.runtime import is_out_of_memory
     from samout_train.training import NonFiniteError
 
@@ -309,7 +309,7 @@ def _report_failure(error: Exception, exit_code: int, run_dir: Path, *, has_begu
         print(message, file=sys.stderr)
     if isinstance(error, DirectoryRefusedError):
         return
-    if not has_begun and not _is_first(Launch.of_environment()):  # the first one may remove the directory by now
+    if not has_begun and not _is_first(Launch.of_environment()):  # the first process may have removed the directory
         return
     why: Why = "error"
     if exit_code == 2 or isinstance(error, NonFiniteError):
@@ -318,7 +318,7 @@ def _report_failure(error: Exception, exit_code: int, run_dir: Path, *, has_begu
 
 
 def _record(run_dir: Path, error: str, why: Why = "error") -> None:
-    """Record why a run failed, unless this process has not yet learned the run directory from the first one."""
+    """Record why a run failed, unless this process has not yet received the run directory from the first process."""
     launch = Launch.of_environment()
     if _is_first(launch) or run_dir.resolve() != Path.cwd():
         record_failure(run_dir, error, why)

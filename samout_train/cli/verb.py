@@ -1,4 +1,4 @@
-"""Make verbs of typed functions, whose signature is the schema of their settings and whose docstring is their help.
+"""Turn typed functions into verbs: the signature is the schema of the settings, and the docstring is the help.
 
 A verb is one function in a file of its name here, and one root YAML of its name in conf/:
 
@@ -6,8 +6,8 @@ A verb is one function in a file of its name here, and one root YAML of its name
     def inspect(*, path: str) -> int:
         '''Describes a path.'''
 
-Its keys are its keyword-only arguments, and all of `train` if it ends with `**train`. A first argument `request` gets
-the parsed command line. The function returns the exit code.
+Its keys are its keyword-only arguments; `**train` adds all keys of `train`. A first argument `request` receives the
+parsed command line. The function returns the exit code.
 """
 
 import functools
@@ -100,7 +100,7 @@ class Verb:
             group = top_key(word)
             if key_of(word) != group and composed.choices.get(group, "") is None:
                 found.append(Problem.of_word(word, text=f"no {group} is chosen", fix=f"add {group}=NAME"))
-        # ??? may be the text itself, and --cfg or --help need no required key.
+        # A typed text may itself be ???, and --cfg and --help work without required keys.
         text = set(map(top_key, overrides)) & set(PLAIN_TEXT_KEYS)
         given = dict(composed.config)
         for key, value in composed.config.items():
@@ -139,15 +139,15 @@ class Verb:
 
 
 def verb(function: Callable[..., int]) -> Verb:
-    """Make a verb of a function whose keyword-only arguments are its keys."""
+    """Turn a function into a verb whose keys are its keyword-only arguments."""
     return Verb(function)
 
 
 def verb_with_own_words(*keys: str) -> Callable[[Callable[..., int]], Verb]:
-    """Make a verb that composes the overrides of some keys itself.
+    """Return a decorator for a verb that composes the overrides of some keys itself.
 
     Args:
-        keys: For `data`, the function gets `data=...` and `data.x=...` in `request.own_words`.
+        keys: With `data`, for example, the function finds `data=...` and `data.x=...` in `request.own_words`.
     """
 
     def decorate(function: Callable[..., int]) -> Verb:

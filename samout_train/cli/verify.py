@@ -43,7 +43,7 @@ def verify(
         raise ValueError("device=mps: has no float64, which verify compares with: use device=cpu")
     use_kernels(kernels)
     use_threads(threads)
-    torch.backends.cudnn.allow_tf32 = False  # TF32, torch's default, is less exact than the bounds of fp32
+    torch.backends.cudnn.allow_tf32 = False  # TF32, torch's default, is less exact than fp32's bounds allow
     if [model, run, models].count(None) != 2:
         raise ConfigError("choose what to verify, one of: model=NAME, run=RUN_DIR, models=all")
     if run is not None:

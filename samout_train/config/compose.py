@@ -1,6 +1,6 @@
 """Find conf/, and compose YAML and overrides into a configuration.
 
-`conf/` lies beside the package in a checkout and inside it in a wheel; whichever exists is used by its absolute path.
+`conf/` is next to the package in a checkout and inside it in a wheel. The one that exists is used, by absolute path.
 """
 
 import logging
@@ -35,7 +35,7 @@ from samout_train.runtime import home_expanded
 PACKAGE = Path(__file__).resolve().parent.parent
 YAML_DUMPER = get_omega_conf_dumper()
 INTERPOLATION = re.compile(r"(\\*)\$\{")
-# Required values, from conf/config.yaml and Hydra: with others, a run would be written elsewhere than was checked.
+# Required values, from conf/config.yaml and Hydra. With others, a run would be written to an unchecked directory.
 HYDRAS_DIRECTORIES = {
     "hydra.run.dir": ("${run_dir}", "set run_dir instead"),
     "hydra.sweep.subdir": ("${job_directory:}", "a job's directory has its settings' name"),
@@ -54,12 +54,12 @@ class Composed:
         config: All keys of the program, resolved.
         choices: The chosen option of each group, such as {"model": "v8"}.
         yaml: The same as text.
-        sweep_dir: The directory of a sweep, with those of its jobs.
+        sweep_dir: The directory of a sweep, which contains the directories of its jobs.
         swept: The configuration's own sweep: values by key, such as {"model": "v1,v8"}.
-        named_by_time: Which of `run_dir` and `hydra.sweep.dir` contain `${now:...}`, so that each start gets a new one.
+        named_by_time: Which of `run_dir` and `hydra.sweep.dir` contain `${now:...}`: each start gets a new directory.
         misplaced: Problems with keys that would move the directories of runs.
         launcher: Starts the jobs of a sweep.
-        most_at_once: Jobs that it runs at a time; None for all.
+        most_at_once: Jobs that the launcher runs at a time; None for all.
         run: Starts the run; None if Hydra itself composed the configuration.
     """
 
@@ -96,13 +96,13 @@ class Composed:
 def compose_config(
     overrides: Sequence[str], *, config_name: str = "config", config_dirs: Sequence[str] = (), typed: bool = True
 ) -> Composed:
-    """Compose YAML and overrides. Unknown keys are kept, so that `check_settings` reports all of them at once.
+    """Compose YAML and overrides. Unknown keys are kept, so that `check_settings` can report all of them at once.
 
     Args:
         overrides: Such as `model=v1` or `optimizer.lr=1e-3`.
         config_name: The root YAML.
         config_dirs: Further folders of YAML files, absolute.
-        typed: Whether the overrides are as typed; Hydra wrote those of a sweep's job.
+        typed: Whether the overrides are as typed; those of a sweep's job were rewritten by Hydra.
 
     Raises:
         ConfigError: if YAML or overrides cannot be composed.
@@ -161,9 +161,9 @@ def options_with(group: str, key: str) -> list[str]:
 
 
 def resolve(composed: DictConfig) -> Composed:
-    """Return a configuration that Hydra composed as plain values, resolved, and without the node `hydra`.
+    """Return Hydra's composed configuration as plain, resolved values, without the node `hydra`.
 
-    Mixers that a pattern names are added to it from their YAML.
+    Mixers named in a pattern are added from their YAML.
     """
     hydra = HydraConfig.get()
     _add_mixers(composed)
@@ -175,7 +175,7 @@ def resolve(composed: DictConfig) -> Composed:
         settings[name_of(key)] = value
     choices = {}
     for name, option in hydra.runtime.choices.items():
-        if "/" not in name and "@" not in name:  # neither Hydra's own nor a part of another group's option
+        if "/" not in name and "@" not in name:  # neither Hydra's own nor part of another group's option
             choices[name] = option
     sweeper = OmegaConf.to_container(hydra.sweeper, resolve=True)
     assert isinstance(sweeper, dict)
@@ -201,9 +201,9 @@ def resolve(composed: DictConfig) -> Composed:
 
 
 def _add_mixers(composed: DictConfig) -> None:
-    """Add the mixers that the pattern of a model names and its YAML lacks: files of mixer/, those of a user included.
+    """Add mixers that a model's pattern names but its YAML lacks, from the files of mixer/, a user's included.
 
-    Settings of such a mixer that were typed stay.
+    Typed settings of such a mixer are kept.
     """
     model = unresolved(composed, "model")
     if not isinstance(model, dict):
@@ -248,8 +248,8 @@ def unresolved(config: Any, key: str) -> Any:
     """Return a value before interpolation; None if the key is missing.
 
     Args:
-        config: Of OmegaConf.
-        key: With dots.
+        config: An OmegaConf configuration.
+        key: The dotted key.
     """
     node: Any = OmegaConf.to_container(config, resolve=False)
     for name in key.split("."):
@@ -263,7 +263,7 @@ def _misplaced(hydra: Any) -> list[Problem]:
     found = []
     for key, (usual, instead) in HYDRAS_DIRECTORIES.items():
         value = unresolved(hydra, key.removeprefix("hydra."))
-        value = getattr(value, "name", value)  # of the mode, an enumeration
+        value = getattr(value, "name", value)  # hydra.mode is an enumeration
         if value != usual and (key, value) not in (("hydra.mode", "RUN"), ("hydra.job.chdir", False)):
             found.append(Problem(key, shown(value), text="has no meaning here", fix=instead, kind="value"))
     for name in ("launcher", "sweeper"):
@@ -296,7 +296,7 @@ def locate(target: str) -> Any:
 
 
 def build(node: dict[str, Any], **late: Any) -> Any:
-    """Build the component that a node describes by `_target_`; `late` are the arguments of a `_partial_` one.
+    """Build the component that the `_target_` of a node names; `late` holds further arguments of a `_partial_` node.
 
     Hydra's `instantiate` would resolve interpolations a second time.
     """
@@ -325,7 +325,7 @@ def _built(value: Any) -> Any:
 
 @contextmanager
 def _hydra_state_restored() -> Iterator[None]:
-    """Restore Hydra's state afterwards: composing within a program that Hydra runs must not reset it."""
+    """Restore Hydra's state at the end: composing must not reset it for a program that Hydra itself runs."""
     hydra, config = GlobalHydra.instance().hydra, HydraConfig.instance().cfg
     GlobalHydra.instance().clear()
     try:

@@ -1,6 +1,6 @@
 """Turn errors of Hydra, OmegaConf and PyYAML into problems that say what to do.
 
-The text of their messages is parsed here alone, because the errors of these libraries have no fields.
+Only this module parses their messages, because the errors of these libraries have no fields.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ def in_few_words(error: Exception, folders: Sequence[Path]) -> Problem:
     """Return the problem behind an error that composing YAML and overrides raised.
 
     Args:
-        error: Of Hydra, OmegaConf or PyYAML.
+        error: Raised by Hydra, OmegaConf or PyYAML.
         folders: Folders of YAML files.
     """
     text = str(error)
@@ -62,7 +62,7 @@ def _of_key(error: Exception) -> Problem | None:
 
 
 def _of_interpolation(error: Exception) -> Problem | None:
-    """Return what an error says of `${...}`, if it is one of these."""
+    """Return the problem of an interpolation `${...}`; None for other errors."""
     text, key = str(error), _full_key(error)
     if name := re.search(r"Interpolation key '(.+?)' not found", text):
         what = f"${{{name[1]}}} names a key that is not there"
@@ -89,9 +89,9 @@ def wrong_flag(message: str, words: Sequence[str], flags: Sequence[str]) -> Prob
     """Return the problem that argparse reports.
 
     Args:
-        message: Of argparse.
+        message: The message of argparse.
         words: The command line after the verb.
-        flags: The known ones.
+        flags: The known flags.
     """
     if value := re.match(r"argument --info/-i: invalid choice: '(.+?)'", message):
         return Problem(f"--info {value[1]}", text="--info stands last, or has one of these behind it", fix=INFO)
@@ -111,13 +111,13 @@ def chosen_twice(error: Exception) -> str | None:
 
 
 def is_of_kinds(error: Exception) -> bool:
-    """Return whether a list was merged with settings, which Hydra reports without a place or a text."""
+    """Return whether a list was merged with settings; Hydra's error has no place, and sometimes no text."""
     says_nothing = type(error).__name__ == "ConfigCompositionException" and not str(error)
     return says_nothing or re.search("Cannot merge|Merge error", str(error)) is not None
 
 
 def below_list(error: Exception, overrides: Sequence[str]) -> Problem | None:
-    """Return the problem of an override below a list; the error of Hydra names only the part that is not a number."""
+    """Return the problem of an override below a list; Hydra's error names only the part that is not a number."""
     found = re.search(r"invalid literal for int\(\) with base 10: '(\w+)'", str(error))
     if found is None:
         return None
@@ -129,11 +129,11 @@ def below_list(error: Exception, overrides: Sequence[str]) -> Problem | None:
 
 
 def wrong_kind(key: str, value: Any, replaced: Any, place: Place) -> Problem:
-    """Return the problem that a file has a list where settings stand, or the other way round.
+    """Return the problem of a file that has a list in place of settings, or settings in place of a list.
 
     Args:
-        key: Of the value.
-        value: In the file.
+        key: The key of the value.
+        value: The value in the file.
         replaced: The value that it would replace; None for a group.
         place: File and line.
     """
@@ -151,7 +151,7 @@ def _literally(inner: str) -> str:
 
 
 def missing_option(group: str, option: str, options: Sequence[str]) -> Problem:
-    """Return the problem that a group has no such option."""
+    """Return the problem of an option that a group lacks."""
     name = Path(option).stem
     if option.endswith((".yaml", ".yml")) and name in options:
         text = "no such option; leave the file's folder and ending out"
@@ -161,7 +161,7 @@ def missing_option(group: str, option: str, options: Sequence[str]) -> Problem:
 
 
 def no_node(path: str, value: Any) -> Problem:
-    """Return the problem that a key of a group, or a part of one, has a value in place of settings."""
+    """Return the problem of a plain value for a group, or for a part of one, that needs settings."""
     if "." in path:
         text = "must be settings with a _target_, one a line below it"
         return Problem(path, shown(value), text=text, kind="value")
@@ -238,7 +238,7 @@ def _unknown_key(error: Exception, name: str) -> Problem:
 
 
 def _key_in(error: Exception) -> str:
-    """Return the key of an error; Hydra's errors have it in their text only."""
+    """Return the key of an error; Hydra's errors have it only in their text."""
     found = re.search(r"full_key: (\S+)", str(error))
     key = _full_key(error)
     if found and not key:

@@ -1,7 +1,7 @@
-"""Run Hydra, and import from the private modules of Hydra and OmegaConf, which no other module does.
+"""Run Hydra. Only this module imports from private modules of Hydra and OmegaConf.
 
-Hydra 1.3 gives argparse a help object that makes its text when it is shown. Since Python 3.14, argparse searches each
-help text for `%` at once, which that object does not support.
+Hydra 1.3 gives argparse a lazy help object, whose text is made only when it is shown. Since Python 3.14, argparse
+searches each help text for `%` immediately, which that object does not support.
 """
 
 import argparse
@@ -37,7 +37,7 @@ class Parser(argparse.ArgumentParser):
     """The parser that Hydra fills."""
 
     def add_argument(self, *names: Any, **settings: Any) -> argparse.Action:
-        """Add an argument; a help object that makes its text later contains no `%`."""
+        """Add an argument; let a lazy help object answer that it contains no `%`."""
         if settings.get("action") == "version":
             settings |= {"version": version_line(), "help": "Show the version and exit"}
         text = settings.get("help")
@@ -71,13 +71,13 @@ def run_hydra(
     folder: Path,
     config_name: str = "config",
 ) -> None:
-    """Let Hydra answer a question or make a sweep, as `hydra.main` does, which would parse `sys.argv` again.
+    """Let Hydra answer a question or make a sweep, like `hydra.main` but without parsing `sys.argv` again.
 
     Args:
         arguments: The parsed command line.
-        overrides: For Hydra, in place of those of the command line.
+        overrides: Used in place of the overrides on the command line.
         task: Called for each job with its configuration.
-        folder: Of the YAML files.
+        folder: The folder of the YAML files.
         config_name: The root YAML, unless the command line names another one.
 
     Raises:
@@ -99,7 +99,7 @@ class HydraRun:
 
     Args:
         hydra: The instance that composed it.
-        config: All of it, with the node `hydra`.
+        config: The whole configuration, with the node `hydra`.
         config_name: The root YAML.
     """
 
@@ -113,8 +113,8 @@ class HydraRun:
         Args:
             task: Called with the configuration, without the node `hydra`.
             run_dir: The run directory, escaped for OmegaConf.
-            words: Overrides to record after those of the composition.
-            logs: Whether the log is written as configured; another process of the same run writes none.
+            words: Overrides to record after the composed ones.
+            logs: Whether to write the log as configured; only one process of a run does.
 
         Raises:
             SystemExit: with code 1 after the traceback, if the task raised.

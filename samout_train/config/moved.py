@@ -187,7 +187,7 @@ MOVED = {
     "weights": "checkpoint.state",
     "yaml_places": "config.yaml_files",
 }
-# Earlier names that are packages now, and so are imported as usual.
+# Earlier names that are now packages, and are therefore imported as usual.
 STAYED = {earlier for earlier in MOVED if any(f"{new}.".startswith(f"{earlier}.") for new in MOVED.values())}
 
 
@@ -195,7 +195,7 @@ def current(path: str) -> str:
     """Return the dotted path of a class or function with the current name of its module.
 
     Args:
-        path: Such as the `_target_` samout_train.schedules.Cosine; one that was not moved is returned unchanged.
+        path: Such as the `_target_` samout_train.schedules.Cosine; a path that was not moved is returned unchanged.
     """
     module, _, name = path.removeprefix(PACKAGE).rpartition(".")
     if path.startswith(PACKAGE) and module in MOVED:
@@ -207,7 +207,7 @@ def current_settings(node: Any) -> Any:
     """Return plain settings with the current name in each `_target_`.
 
     Args:
-        node: Dictionaries, lists and values; also those of a dotted key, such as {"schedule._target_": ...}.
+        node: Dictionaries, lists and values; keys may have dots, such as {"schedule._target_": ...}.
     """
     if isinstance(node, list):
         return [current_settings(value) for value in node]

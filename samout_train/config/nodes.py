@@ -12,7 +12,7 @@ from samout_train.config.problem import Kind, Problem, as_problems
 from samout_train.config.signature import check_call, name_of
 from samout_train.runtime import shell_word
 
-# What a node gets from the run and not from YAML.
+# Arguments that a node gets from the run, not from YAML.
 LATE_ARGUMENTS: dict[str, set[str]] = {
     "model": {"vocab_size", "pad_id"},
     "model.mixer": {"hidden_size", "num_heads"},
@@ -24,7 +24,7 @@ LATE_ARGUMENTS: dict[str, set[str]] = {
         *("seed", "batch_size", "budget_steps"),
     },
 }
-# How the run calls the component that a node builds, for authors of their own.
+# How the run calls a component, for users who write their own.
 CALLED = {
     "model": "a class that takes vocab_size and pad_id by name, like samout_train/models/samout.py",
     "model.mixer": "a class that takes hidden_size and num_heads by name, like samout_train/models/maxplus.py",
@@ -58,7 +58,7 @@ def check_node(
         path: Its key, such as `model`.
         node: Its settings.
         base: The class that it must build.
-        also_known: Keys that it may have beside the arguments of what it builds.
+        also_known: Keys that it may have in addition to the arguments of its component.
         own_checks: Whether to run the component's own check (`ranges.checked_by`).
     """
     if wrong := _target_problem(path, node):
@@ -102,7 +102,7 @@ def check_node(
 
 
 def _role_of(path: str) -> str:
-    """Return the key under which a node gets its late arguments: one of several mixers gets those of the mixer."""
+    """Return the key of a node in LATE_ARGUMENTS: each of several mixers counts as `model.mixer`."""
     if path.startswith("model.mixers."):
         return "model.mixer"
     return path
@@ -150,7 +150,7 @@ def _target_problem(path: str, node: Any) -> Problem | None:
 
 
 def _taken_elsewhere(path: str, target: str, name: str) -> str | None:
-    """Return what to do about a key that only other options of its group take; None if none does."""
+    """Return what to do about a key that only other options of its group take; None if no option takes it."""
     if "." in path or not (options := options_with(path, name)):
         return None
     if not target.startswith("samout_train."):  # a user's component, in the YAML of another one

@@ -34,12 +34,12 @@ TEXT_KEYS = (
 )
 ADDED_ROLE = "+data.roles."
 TEXT_BELOW = ("data.roles.", "roles.")
-LIST_KEYS = ("runs", "data.paths")  # of text; a single text is a list of one
+LIST_KEYS = ("runs", "data.paths")  # lists of text; a single text is a list with one item
 MOST_COMMAS = 32  # in one path of a list
 QUOTED = re.compile(r"""\s*(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")\s*""", re.DOTALL)
 CLOSING = {"[": "]", "{": "}"}
 SWEEP_FUNCTION = re.compile(r"\s*(choice|range|interval|glob|shuffle|sort|tag|extend_list|str)\(.*\)\s*", re.DOTALL)
-# Keys of the other verbs whose value is always text, so that a prompt can be any text.
+# Keys of the other verbs. Their values are always text, so that a prompt can be anything.
 PLAIN_TEXT_KEYS = ("run", "path", "prompt", "stop", "dir", "system")
 
 
@@ -55,7 +55,7 @@ def words_for_hydra(overrides: Sequence[str], *, folders: Sequence[Path], typed:
     for override in overrides:
         if typed:
             override = quote_text(override)
-        if override.startswith(ADDED_ROLE):  # a role that got its token this way may have one in the YAML by now
+        if override.startswith(ADDED_ROLE):  # the YAML may have the role by now; ++ accepts both
             override = f"+{override}"
         words.append(_let_pass(override, folders))
     return words
@@ -136,7 +136,7 @@ def _unreadable(word: str) -> Problem:
 
 
 def _unreadable_items(word: str) -> Problem:
-    """Return the problem of a list or a dictionary that Hydra cannot parse; in quotes as a whole it would be a text."""
+    """Return the problem of a list or dictionary that Hydra cannot parse; quoting all of it would make it a text."""
     key, _, value = word.partition("=")
     try:
         right = f"{key}={_with_items_quoted(value.strip())}"
@@ -294,7 +294,7 @@ def _quoted_list(value: str) -> str:
 
 
 def _parted(value: str) -> list[str]:
-    """Split at commas, but not within an unquoted text that is an existing path; the longest such path counts."""
+    """Split at commas, except within an existing path without quotes; the longest such path counts."""
     pieces = list(map(str.strip, _pieces(value)))
     parts, first = [], 0
     while first < len(pieces):
@@ -347,7 +347,7 @@ def key_of(override: str) -> str:
 
 
 def as_typed(override: str) -> str:
-    """Return an override that Hydra wrote for a sweep's job as a person types it: text without escapes."""
+    """Return an override that Hydra wrote for a sweep's job as a person would type it: text without escapes."""
     parsed = OverridesParser.create().parse_override(override)
     key, value = parsed.key_or_group, parsed.value()
     if key not in TEXT_KEYS or not isinstance(value, str) or "${" in value:  # ${...} keeps its escapes

@@ -66,7 +66,7 @@ class Forms:
 
     Args:
         forms: The forms, in words.
-        of_number: What a number in its place may mean, such as `cuda:{}`.
+        of_number: The text that a bare number probably stands for, such as `cuda:{}`.
     """
 
     forms: str
@@ -86,12 +86,12 @@ Positive = Range(0, low_included=False)
 NonNegative = Range(0)
 Probability = Range(0, 1, high_included=False)
 Share = Range(0, 1)
-TopShare = Range(0, 1, low_included=False)  # of top_p: 0 would leave no token to draw
+TopShare = Range(0, 1, low_included=False)  # of top_p; 0 would leave no token to draw
 Penalty = Range(0, 10, low_included=False)  # of repetition
 LARGEST = 2**63 - 1
 Seed = Range(0, LARGEST)
 Threads = Range(1, 1024)
-Seeds = Range(1, 10_000)  # of a comparison: each is a training run
+Seeds = Range(1, 10_000)  # of a comparison; each is a training run
 # Larger values do not fit on any machine, or make libraries fail with unclear messages.
 Size = Range(1, 1 << 24)  # of one dimension of a model, as ids
 SizeOrNone = Range(0, Size.high)
@@ -123,7 +123,7 @@ def _metadata_of(annotation: Any, kind: type[T]) -> T | None:
 
 
 def beyond_numbers(value: Any) -> str | None:
-    """Return what a number must be, if a value is or contains one that is not finite or exceeds 64 bits.
+    """Return what a number must be if a value is, or contains, a number that is not finite or exceeds 64 bits.
 
     Args:
         value: A number, or a list or mapping of settings; nodes with `_target_` are checked separately.
@@ -158,8 +158,8 @@ def checked_by(problems: Callable[[Mapping[str, Any], str], Sequence[Problem | s
     """Give a component its own check, which runs with the check of the configuration before anything is built.
 
     Args:
-        problems: Called with the component's settings, each valid by itself, and their key. Returns what is wrong with
-            their combination or with what they name: problems, or whole messages.
+        problems: Called with the component's settings, each valid by itself, and their key. Returns problems, or whole
+            messages, about their combination or about the things that they name.
     """
 
     def attach(component: T) -> T:

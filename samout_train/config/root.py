@@ -1,4 +1,4 @@
-"""The keys of conf/config.yaml: the schema of a training run's settings, and of every verb that takes all of them."""
+"""The keys of conf/config.yaml: the schema of a training run, and of every verb that takes all of its settings."""
 
 from typing import Annotated, Any, Literal
 

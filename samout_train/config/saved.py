@@ -1,4 +1,4 @@
-"""Read the settings that a run saved beside its checkpoints, with names of earlier versions made current."""
+"""Read the settings that a run saved next to its checkpoints; names of earlier versions are made current."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Check a call in the configuration against the signature that it calls: names, types and ranges."""
+"""Check the arguments in a configuration against the signature of the function to call: names, types and ranges."""
 
 import difflib
 import inspect
@@ -43,10 +43,10 @@ def check_call(
         path: The key of the node, such as `model`; empty at the top.
         target: The class or function.
         given: Its arguments.
-        late: Arguments that the run gives and not the configuration.
+        late: Arguments that the run gives, not the configuration.
         also_known: Keys of the node that other code reads.
-        elsewhere: Returns a hint for an unknown name that is known in another place.
-        called: How the run calls the target, for the message if it does not take a late argument.
+        elsewhere: Returns a hint for an unknown name that is valid in another place.
+        called: How the run calls the target, for the message about a late argument that it does not take.
     """
     try:
         parameters = dict(inspect.signature(target).parameters)
@@ -103,7 +103,7 @@ def _given_by_the_run(key: str, name: str, value: Any) -> Problem:
 
 
 def _not_taken(path: str, target: Callable[..., Any], name: str, called: str) -> Problem:
-    """Return the problem of a class or function that does not take an argument which the run gives."""
+    """Return the problem of a class or function that does not take an argument that the run gives."""
     fix = f"name {called or f'a function of your own that takes {name} and returns what is built'}"
     if not str(getattr(target, "__module__", "")).startswith("torch."):
         fix = f"add it, or {fix}"
@@ -156,7 +156,7 @@ def _hints(target: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _check_value(key: str, value: Any, annotation: Any) -> Problem | None:
-    """Return the problem of a value that has to fit an annotation; None where it fits."""
+    """Return the problem of a value that does not fit an annotation; None if it fits."""
     expected = _beyond(value, annotation) or _mismatch(value, annotation)
     if expected is None:
         return None
@@ -167,7 +167,7 @@ def _check_value(key: str, value: Any, annotation: Any) -> Problem | None:
 
 
 def _beyond(value: Any, annotation: Any) -> str | None:
-    """Return what is expected of a number, or one in a list or mapping, that is not finite or too large."""
+    """Return what is expected if a number, also in a list or mapping, is not finite or is too large; else None."""
     options = _options(annotation)
     if isinstance(value, float) and value.is_integer() and int in options and float not in options:
         value = int(value)

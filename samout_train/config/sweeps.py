@@ -1,4 +1,4 @@
-"""Read overrides with several values as Hydra's sweeps do."""
+"""Read overrides with several values, as in Hydra's sweeps."""
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress

@@ -28,7 +28,7 @@ def with_places(
     config_name: str,
     folders: Sequence[Path],
 ) -> list[Problem]:
-    """Return problems with places, for those that come from a file and were not typed.
+    """Return problems, with the place of each that comes from a file and was not typed.
 
     Args:
         problems: Of composed settings, or of composing them.
@@ -63,7 +63,7 @@ def with_places(
 def _place_of(
     problem: Problem, chosen: Mapping[str, str | None], config_name: str, folders: Sequence[Path]
 ) -> Place | None:
-    """Return where a file sets the key of a problem; None if none does."""
+    """Return where a file sets the key of a problem; None if no file does."""
     if problem.kind in OF_THE_VALUE:
         return _place(problem.key, chosen, config_name, folders)
     if problem.kind == "option" and problem.value is not None:
@@ -92,7 +92,7 @@ def _is_typed(problem: Problem, typed: Collection[str]) -> bool:
 
 
 def line_of(path: Path, word: str) -> int | None:
-    """Return the number of the first line that contains a word; None if none does."""
+    """Return the number of the first line that contains a word, or None."""
     pattern = re.compile(rf"(?<![\w/]){re.escape(word)}(?![\w/])")
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     return next((number for number, line in enumerate(lines, 1) if pattern.search(line)), None)
@@ -107,7 +107,7 @@ def yaml_problem(
         chosen: Options by group.
         config_name: The root YAML.
         folders: Folders of YAML files, the first one has priority; the last one is conf/.
-        without_override: A group that is chosen twice; the file that lacks `override` is reported.
+        without_override: A group that is chosen twice, to report the file that lacks `override`.
     """
     for group, path in _files(chosen, config_name, folders):
         text = path.read_text(encoding="utf-8", errors="replace")
@@ -180,7 +180,7 @@ def has_strange_keys(config: Mapping[str, Any], groups: Collection[str] = ()) ->
     """Return whether a configuration has keys with dots, keys of a misspelt package, or a group that is a list.
 
     Args:
-        config: Or a part of it.
+        config: The configuration or a part of it.
         groups: Which of its keys are groups.
     """
     for key, value in config.items():
@@ -205,7 +205,7 @@ def options_of(group: str, folders: Sequence[Path]) -> list[str]:
 
 
 def is_empty(path: Path) -> bool:
-    """Return whether a file contains comments at most."""
+    """Return whether a file contains nothing but comments."""
     return _composed(path.read_text(encoding="utf-8", errors="replace")) is None
 
 
@@ -260,7 +260,7 @@ def _circle(group: str, path: Path, folders: Sequence[Path]) -> Problem | None:
 
 
 def _files(chosen: Mapping[str, str | None], config_name: str, folders: Sequence[Path]) -> Iterator[tuple[str, Path]]:
-    """Yield the root and the chosen files, also those of the experiment, with their groups and parents."""
+    """Yield group and path of the root and the chosen files, with their parents and those of the experiment."""
     choices: dict[str, str | None] = {}
     for path in (_file("", config_name, folders), _file("experiment", chosen.get("experiment"), folders)):
         if path:
@@ -282,9 +282,9 @@ def _files(chosen: Mapping[str, str | None], config_name: str, folders: Sequence
 def _containers(
     node: yaml.Node | None, outer: tuple[str, ...]
 ) -> Iterator[tuple[tuple[str, ...], yaml.Node, yaml.Node]]:
-    """Yield the keys of a file whose values are lists or settings, from the outside in: their path, name and value."""
+    """Yield path, name and value of each key whose value is a list or settings, from the outside in."""
     for name, value in _pairs(node):
-        is_hydras = not outer and name.value == "hydra"  # below which one value is not a mapping either
+        is_hydras = not outer and name.value == "hydra"  # its values may be plain
         if (is_hydras or not isinstance(value, yaml.ScalarNode)) and name.value != "defaults":
             yield (*outer, str(name.value)), name, value
             yield from _containers(value, (*outer, str(name.value)))
@@ -334,7 +334,7 @@ def _file(group: str, option: str | None, folders: Sequence[Path]) -> Path | Non
 def _place_of_option(
     option: str, chosen: Mapping[str, str | None], config_name: str, folders: Sequence[Path]
 ) -> Place | None:
-    """Return where the defaults of the experiment, or of the root, name a missing option."""
+    """Return where the defaults of the experiment or the root name a missing option."""
     for path in (_file("experiment", chosen.get("experiment"), folders), _file("", config_name, folders)):
         if path and option in _choices(path).values() and (line := line_of(path, option)):
             return Place(path, line)

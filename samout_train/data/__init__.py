@@ -1,4 +1,4 @@
-"""Data: what becomes rows of token ids, one file a source."""
+"""Data sources, which provide rows of token ids; one file per source."""
 
 import lazy_loader
 

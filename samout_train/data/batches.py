@@ -23,8 +23,8 @@ class Batch:
     """The data of one optimizer step.
 
     Args:
-        ids_RT: The rows of this process, (R, T + 1) int64, on the device, or on the CPU where they are to be split.
-        num_targets: Counted targets of all processes, on the host: reading them does not wait for the device.
+        ids_RT: The rows of this process, (R, T + 1) int64, on the device, or on the CPU if they are to be split.
+        num_targets: Counted targets of all processes, kept on the host so that reading them waits for no device.
         own_targets: Counted targets of this process's rows.
     """
 
@@ -38,13 +38,13 @@ class Batches:
 
     Args:
         rows: The rows to draw from.
-        batch_size: Rows in a batch over all processes, which have equal shares. A batch may hold the end of one epoch
+        batch_size: Rows in a batch over all processes, which get equal shares. A batch may hold the end of one epoch
             and the start of the next.
         seed: Seed of the order of rows in each epoch.
         ignore_index: Targets of this value are not counted.
-        device: Device of the batches. On CUDA the next batch is drawn and its copy queued while the device works.
-        overfit_batches: If above 0, repeat this many first batches.
-        document_id: The id with which a document begins, where rows are split; None where they stay whole.
+        device: Device of the batches. On CUDA, the next batch is drawn and copied while the device works.
+        overfit_batches: If above 0, repeat only the first `overfit_batches` batches.
+        document_id: The id that begins a document, to split rows there; None to keep rows whole.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Batches:
         self._drawn: list[tuple[Tensor, int]] = []
 
     def on_host(self, step: int) -> tuple[Tensor, int]:
-        """Return this process's rows of a step's batch, (R, T + 1) int64 on the CPU, and their counted targets.
+        """Return this process's rows of a step's batch, (R, T + 1) int64 on the CPU, and the number of counted targets.
 
         The first step is 0.
         """
@@ -90,7 +90,7 @@ class Batches:
         return self._drawn[place]
 
     def num_targets(self, step: int) -> int:
-        """Return the number of counted targets of a step's batch over all processes. A collective call."""
+        """Return the number of counted targets of a step's batch over all processes. This is a collective call."""
         return distributed.total(self.on_host(step)[1])
 
     def get(self, step: int) -> Batch:
@@ -103,13 +103,13 @@ class Batches:
         return Batch(ids_RT, distributed.total(own_targets), own_targets)
 
     def parts(self, ids_RT: Tensor, *, micro_steps: int, chunk_len: int | None, few_shapes: bool) -> list[Part]:
-        """Return inputs and targets of a batch, on the device, as the parts of micro-steps with equal shares of rows.
+        """Return inputs and targets of a batch on the device, in parts for micro-steps with equal numbers of rows.
 
         Args:
             ids_RT: The rows of a batch.
-            micro_steps: Shares.
+            micro_steps: Number of micro-steps.
             chunk_len: Targets of a row in one call of the model; None for all.
-            few_shapes: Whether parts have few different shapes.
+            few_shapes: Whether parts may have only few different shapes.
         """
         parts = []
         for share_RT in ids_RT.chunk(micro_steps):

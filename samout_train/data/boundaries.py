@@ -1,22 +1,22 @@
 """Split rows where a document begins, so that each document starts without a state.
 
-A row of several documents becomes one row for each of them. Rows of similar length lie in a batch of their own, filled
-at their end. A causal model does not see later tokens, and no row sees another one. So the state, the convolution and
+A row of several documents becomes one row per document. Rows of similar length form a batch of their own, filled up
+at the end. A causal model does not see later tokens, and no row sees another row. So the state, the convolution and
 the attention of a document begin with it, for every model, and no gradient crosses from one document to another.
 
-The alternative, a mask in each operator, works only for mixers that have one.
+The alternative, a mask in each operator, works only for mixers with such a mask.
 """
 
-# R rows, T time, N documents, L time of a part
+# R rows, T time, N documents, L time in a part
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-LENGTHS = 32  # lengths of parts, if any may be chosen: multiples of a 32nd of a row
-HALVINGS = 4  # lengths of compiled parts, as compiling takes long: a row, a half, a quarter and an eighth
-SHARE_OF_A_CALL = 16  # a call takes as long as this part of a batch, in addition to its tokens
+LENGTHS = 32  # possible lengths of parts: multiples of a 32nd of a row
+HALVINGS = 4  # possible lengths of compiled parts, few because compiling is slow: a row, 1/2, 1/4, 1/8
+SHARE_OF_A_CALL = 16  # the overhead of a call is the time of a batch divided by this
 
 
 class Part(NamedTuple):
@@ -40,9 +40,9 @@ def parts_of(
     chunk_len: int | None = None,
     few_shapes: bool = False,
 ) -> list[Part]:
-    """Return the documents of some rows as parts, none with more tokens in a chunk than the rows have.
+    """Return the documents of some rows as parts. No chunk of a part has more tokens than a chunk of the rows.
 
-    Rows whose documents begin only at their start are returned unchanged.
+    If no document begins after the first token of any row, the rows are returned unchanged.
 
     Args:
         inputs_RT: Token ids, on the CPU if they are split.
@@ -50,7 +50,7 @@ def parts_of(
         document_id: The id that begins a document; None to return the rows as one part.
         ignore_index: The target that is not counted.
         chunk_len: Targets of a row in one call of the model; None for all.
-        few_shapes: Whether parts have few different shapes, for a compiled model.
+        few_shapes: Whether parts may have only few different shapes, for a compiled model.
     """
     if document_id is None or not len(inputs_RT):
         return [Part(inputs_RT, targets_RT)]
@@ -90,12 +90,12 @@ def parts_of(
 
 
 def nothing(document_id: int, ignore_index: int) -> Part:
-    """Return a part of one token that is not counted: a process without a part calls the model with it."""
+    """Return a part of one token that is not counted, for a process that has no part left to call the model with."""
     return Part(torch.tensor([[document_id]]), torch.tensor([[ignore_index]]))
 
 
 def _grouped(length_N: Tensor, lengths: list[int], tokens_of_a_call: int) -> list[tuple[int, int, int]]:
-    """Return the start, the end and the filled length of those groups of documents that are the fastest to compute.
+    """Return the fastest grouping of documents: start, end and filled length of each group.
 
     Args:
         length_N: Lengths of the documents, the longest first.
@@ -103,9 +103,9 @@ def _grouped(length_N: Tensor, lengths: list[int], tokens_of_a_call: int) -> lis
         tokens_of_a_call: The overhead of a group, in tokens.
     """
     levels = [0, *lengths]
-    counts = (length_N > torch.tensor(levels)[:, None]).sum(1).tolist()  # of documents longer than a level
-    cost = [0] * len(levels)  # of the documents longer than a level
-    top = [0] * len(levels)  # the level that the shortest group of them is filled up to
+    counts = (length_N > torch.tensor(levels)[:, None]).sum(1).tolist()  # number of documents longer than a level
+    cost = [0] * len(levels)  # least cost of the documents longer than a level
+    top = [0] * len(levels)  # the level to which the shortest group of them is filled
     for low in range(len(levels) - 2, -1, -1):
         choices = []
         for high in range(low + 1, len(levels)):

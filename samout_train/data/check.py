@@ -17,7 +17,7 @@ def row_problems(source: Source) -> list[str]:
 
 
 def overfit_problem(batches: Batches, overfit_batches: int, ignore_index: int) -> str | None:
-    """Return the problem of a run that repeats a few batches without a counted target; None if there is none.
+    """Return the problem of a run that repeats batches without a counted target, or None.
 
     Args:
         overfit_batches: Number of repeated batches; 0 for all.
@@ -71,8 +71,8 @@ def _problems(name: str, rows: Rows, source: Source) -> list[str]:
 
 
 def _largest_id(rows: Rows, source: Source) -> int | None:
-    """Return the largest id of rows that are cut from a text; None for rows that must be read one by one."""
-    recorded: int | None = getattr(rows, "largest_id", None)  # of shards, recorded by `tokenize`
+    """Return the largest id of rows cut from a text, -1 if known to be in range; None for rows to read one by one."""
+    recorded: int | None = getattr(rows, "largest_id", None)  # recorded by `tokenize` for shards
     tokens = getattr(rows, "tokens", None)
     if recorded is not None or tokens is None:
         return recorded
@@ -82,6 +82,6 @@ def _largest_id(rows: Rows, source: Source) -> int | None:
 
 
 def _largest(tokens: NDArray[np.integer]) -> int:
-    """Return the largest id, or -1 without ids. Reads in blocks, so that a memory map is never whole in memory."""
+    """Return the largest id, or -1 without ids. Read in blocks, so that memory never holds a whole memory map."""
     starts = range(0, len(tokens), IDS_TOGETHER)
     return max((int(tokens[start : start + IDS_TOGETHER].max()) for start in starts), default=-1)

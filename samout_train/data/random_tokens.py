@@ -36,10 +36,10 @@ def random_tokens(
     ignore_index: int,
     seed: int,
 ) -> Source:
-    """Return random sequences for training, and equally many other ones for validation.
+    """Return random sequences for training, and as many others for validation.
 
     Args:
-        vocab_size: Number of ids V; at least 2, one of them the padding.
+        vocab_size: Number of ids V, at least 2; one of them is the padding.
         seq_len: Targets in a row; a row has seq_len + 1 ids.
         num_sequences: Rows in each split.
         pad_probability: Probability that one random position of a sequence is set to `pad_id`.

@@ -1,6 +1,6 @@
-"""The order of rows as a function of seed, epoch and position: a keyed bijection that needs no memory.
+"""The order of rows as a function of seed, epoch and position: a keyed bijection that stores nothing.
 
-A Feistel network permutes 0 to 4**h - 1, the smallest such range that covers the size. Values outside the size go
+A Feistel network permutes 0 to 4**h - 1, the smallest such range that covers the size. Values outside the size pass
 through it again until they fall inside ("cycle walking"), so the result is still a bijection. The round function is
 the finalizer of SplitMix64. All arithmetic is modulo 2**64, so the order is the same on every platform.
 
@@ -18,7 +18,7 @@ Uint64s = NDArray[np.uint64]
 Key = int | NDArray[np.int64]
 LARGEST_SIZE = 1 << 62
 ROUNDS = 6
-SMALL_HALF_BITS, SMALL_ROUNDS = 3, 10  # with 8 rounds, not all pairs of 5 things were equally likely
+SMALL_HALF_BITS, SMALL_ROUNDS = 3, 10  # with 8 rounds, not all pairs of 5 values were equally likely
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 ORDERED_TOGETHER = 1 << 13
 
@@ -37,11 +37,11 @@ class RowOrder:
         self._known = 0, np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
 
     def pieces(self, first: int, count: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
-        """Yield `count` rows of the stream from row `first`, by epoch: its number, and the indices of its rows."""
+        """Yield `count` rows of the stream from row `first`: for each epoch, its number and the indices of its rows."""
         begin, epochs, indices = self._known
         if not begin <= first <= first + count <= begin + len(epochs):
             begin = first
-            together = max(count, ORDERED_TOGETHER)  # one batch at a time, this would take longer than reading rows
+            together = max(count, ORDERED_TOGETHER)  # a batch at a time, this would be slower than reading rows
             epochs, indices = np.divmod(np.arange(first, first + together), self.num_rows)
             if self.shuffle:
                 indices = shuffled(indices, self.num_rows, self.seed, epochs)
@@ -61,7 +61,7 @@ def shuffled(places: NDArray[np.int64], size: int, *key: Key) -> NDArray[np.int6
         key: The key of the order: numbers from 0 to 2**63 - 1, or arrays with one number per place.
 
     Returns:
-        Numbers from 0 to size - 1, one per place; for one key, they differ from place to place.
+        Numbers from 0 to size - 1, one per place. With the same key, different places have different numbers.
 
     Raises:
         ValueError: if size is out of range.
@@ -82,10 +82,10 @@ def shuffled(places: NDArray[np.int64], size: int, *key: Key) -> NDArray[np.int6
 
 
 def drawn(num_values: NDArray[np.int64], *key: Key) -> NDArray[np.int64]:
-    """Return a pseudo-random number from 0 to num_values - 1 for each of num_values.
+    """Return a pseudo-random number from 0 to n - 1 for each n in num_values.
 
     Args:
-        num_values: From 1 to 2**31; the probabilities of two numbers then differ by at most 2**-32.
+        num_values: From 1 to 2**31, so that the probabilities of two numbers differ by at most 2**-32.
         key: As for `shuffled`.
     """
     mixed = np.broadcast_to(_mixed_key(key), num_values.shape)

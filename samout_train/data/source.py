@@ -30,16 +30,16 @@ class Source:
         ignore_index: Targets of this value are not counted.
         train: The training rows.
         validation: The validation rows.
-        vocabulary: The vocabulary; None if the ids do not stand for text.
+        vocabulary: The vocabulary; None if the ids do not represent text.
         floor_nats: The lowest possible loss on the validation rows, in nats per target; None if unknown.
         description: A record of the data: sizes, digest, files.
-        labels: The name of each label, by id, if targets are labels; the source's function then has `labelling = True`.
+        labels: The name of each label, by id, if targets are labels. Then the source's function has `labelling = True`.
         tests: Further rows to evaluate on, by name, such as a task's at other lengths.
-        chance: The accuracy of guessing, of a task; None otherwise.
+        chance: For a task, the accuracy of guessing; None for other sources.
         line_ends: Treatment of line ends in text and prompts: `keep` or `fold`.
-        words: Words of the validation text, the divisor of a perplexity per word; None if that is not its figure.
-        document_id: The id with which a document begins within a row: the model then starts without a state there, as
-            `parts_of` splits rows. None if a row is read as one sequence.
+        words: Words of the validation text, the divisor of its perplexity per word; None if it has no such figure.
+        document_id: The id that begins a document within a row. There, `parts_of` splits the row, and the model starts
+            without a state. None if a row is read as one sequence.
 
     Raises:
         ValueError: if padding would be learned.
@@ -72,7 +72,7 @@ class SourceSettings(Protocol):
     """The settings of a source: a dataclass with a field for each key of its YAML and for the run's `seed`."""
 
     def setting_problems(self, name: str) -> list[Problem]:
-        """Return the problems of settings that are valid one by one, before anything is built.
+        """Return the problems of settings that are each valid alone, before anything is built.
 
         Args:
             name: The key of this group of settings, such as `data`.
@@ -85,18 +85,18 @@ class SourceSettings(Protocol):
 
 
 def as_source(made: Source | SourceSettings) -> Source:
-    """Return a source from what a `_target_` built: the source itself or its settings."""
+    """Return a source from the object that a `_target_` built: the source itself or its settings."""
     if isinstance(made, SourceSettings):
         return made.source()
     return made
 
 
 def problems_of(dataclass_type: Callable[..., SourceSettings], settings: Mapping[str, Any], name: str) -> list[Problem]:
-    """Return the problems of the settings of a data YAML that are valid one by one.
+    """Return the problems of a data YAML whose settings are each valid alone.
 
     Args:
-        dataclass_type: The settings' dataclass. Keys of the training loop, in the same YAML, are not among its fields.
-        settings: The settings without the seed, which no check depends on.
+        dataclass_type: The dataclass of the settings. The YAML also has keys of the training loop, which are no fields.
+        settings: The settings without the seed; no check depends on the seed.
         name: The key of this group of settings.
     """
     known = inspect.signature(dataclass_type).parameters
@@ -122,7 +122,7 @@ def source_function(dataclass_type: Callable[P, SourceSettings]) -> Callable[P, 
     def make_source(*args: P.args, **kwargs: P.kwargs) -> Source:
         return dataclass_type(*args, **kwargs).source()
 
-    # Messages list the dataclass's own settings first, then inherited ones.
+    # Messages then list the dataclass's own settings before inherited ones.
     parameters = inspect.signature(dataclass_type).parameters
     names = dict.fromkeys([*inspect.get_annotations(dataclass_type), *parameters])
     ordered = [parameters[name] for name in names if name in parameters]
@@ -133,7 +133,7 @@ def source_function(dataclass_type: Callable[P, SourceSettings]) -> Callable[P, 
 class Rows(Protocol):
     """One split of a source, as rows of seq_len + 1 ids.
 
-    Each epoch shuffles the rows, unless they have a true attribute `has_own_order`; they then come by index.
+    Each epoch shuffles the rows, unless they have a true attribute `has_own_order`; then they are read by index.
     """
 
     seq_len: int
@@ -145,7 +145,7 @@ class Rows(Protocol):
         ...
 
     def windows(self, start: int, stop: int) -> Tensor:
-        """Return rows start to stop - 1 of the num_windows that cover the split once, (R, T + 1) int64."""
+        """Return rows start to stop - 1 of the num_windows rows that cover the split once, (R, T + 1) int64."""
         ...
 
     def split(self, ids: Tensor) -> tuple[Tensor, Tensor]:

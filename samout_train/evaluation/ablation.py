@@ -108,7 +108,7 @@ def added_nats(model: nn.Module, loss_nats: Callable[[], float], *, each_layer: 
     Args:
         model: The model, unchanged afterwards.
         loss_nats: Evaluates the model.
-        each_layer: Whether to measure each layer by itself too, which multiplies the time by about the layers.
+        each_layer: Whether to measure each layer separately too, which multiplies the time by about their number.
 
     Returns:
         Added nats by `all_layers` or layer, then by branch.

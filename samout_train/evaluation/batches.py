@@ -28,7 +28,7 @@ class SpreadBatches(Sequence[Tensor]):
     Args:
         rows: The split.
         rows_per_batch: Rows in each batch but the last.
-        num_batches: The most batches.
+        num_batches: Largest number of batches.
         ignore_index: Targets of this value are not counted. A batch without counted targets is replaced by the next
             one with some; None to keep every batch.
     """

@@ -1,4 +1,4 @@
-"""Charts of results as PNG files, drawn by matplotlib. Without it there are only the tables as text."""
+"""Charts of results as PNG files, drawn by matplotlib. Without it, results appear in text tables only."""
 
 import importlib
 import importlib.util
@@ -28,7 +28,7 @@ def missing_charts() -> str | None:
         return "no picture: matplotlib is not installed: pip install matplotlib, or samout_train[charts]"
     try:
         importlib.import_module("matplotlib.figure")
-    except Exception as error:  # such as no writable folder, or a numpy that does not fit
+    except Exception as error:  # such as no writable folder, or an incompatible numpy
         reason = " ".join(str(error).split())[:200]
         return f"no picture: matplotlib cannot be used ({reason}): fix this, or install it again"
     return None
@@ -66,7 +66,7 @@ def draw_extrapolation(found: Mapping[str, "Extrapolation"], path: Path) -> byte
         by_position.plot(middles, losses, marker=".", color=colour, label=name)
         by_length.plot(list(one.loss_nats), list(one.loss_nats.values()), marker="o", color=colour, label=name)
         for number, (layer, norms) in enumerate(one.state_norm.items()):
-            shade = colormaps["viridis"](0.9 * number / max(1, len(one.state_norm) - 1))  # no colour of a model
+            shade = colormaps["viridis"](0.9 * number / max(1, len(one.state_norm) - 1))  # not the colour of any model
             tokens = [one.trained_length * (index + 1) for index in range(len(norms))]
             if len(found) > 1:
                 layer = f"{name}, {layer}"

@@ -1,4 +1,4 @@
-"""Measure a model on multiple-choice questions, with its accuracy by probability and a comparison with guessing.
+"""Measure a model's accuracy on multiple-choice questions, and compare it with guessing.
 
 A choice is scored by the log-likelihood of its tokens after the question, and by the same divided by the bytes of its
 text, since longer choices are less probable. EleutherAI's evaluation harness calls these `acc` and `acc_norm`.
@@ -31,7 +31,7 @@ class ChoicesFound:
         chance: Accuracy of guessing: the mean of 1 / (number of choices).
         unknown: Questions left out because a choice has a character that the vocabulary lacks.
         too_long: Questions left out because a choice has more tokens than the model has room for.
-        shortened: Questions read without their beginning, for the same reason.
+        shortened: Questions read without their beginning, because the model lacks room for all of it.
     """
 
     likelihood: Accuracy
@@ -142,14 +142,14 @@ def measure_choices(
 
 @dataclass(frozen=True)
 class _Row:
-    """Hold the tokens of a question, and those of a choice, which are scored."""
+    """Hold the tokens of a question, and the tokens of a choice, which are scored."""
 
     before: list[int]
     behind: list[int]
 
     @property
     def length(self) -> int:
-        """Return the number of tokens to read: the last one is not read."""
+        """Return the number of tokens to read: all but the last one."""
         return len(self.before) + len(self.behind) - 1
 
 
@@ -182,7 +182,7 @@ def _nats(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
 
 
 def _batches(rows: Sequence[_Row], vocab_size: int, most_rows: int) -> Iterator[list[int]]:
-    """Yield the numbers of rows to read together, by length, with at most MOST_LOGITS logits if there are several."""
+    """Yield indices of rows to read together, by length; batches of several rows have at most MOST_LOGITS logits."""
     batch: list[int] = []
     for index in sorted(range(len(rows)), key=lambda index: rows[index].length):
         num_logits = (len(batch) + 1) * rows[index].length * vocab_size

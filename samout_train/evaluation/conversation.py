@@ -29,7 +29,7 @@ NEVER_DRAWN = [PAD_ID]
 @validated
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """Hold the settings of how tokens are drawn.
+    """Hold the settings for drawing tokens.
 
     Args:
         temperature: 0 takes the most probable token; otherwise logits are divided by it.
@@ -37,7 +37,7 @@ class Sampling:
         top_p: Draw among the most probable tokens that together have this probability; None for all.
         repetition_penalty: Logits of recent tokens are divided by it where positive and multiplied by it where
             negative (CTRL, arXiv 1909.05858); 1 for none.
-        penalty_window: Number of last tokens that are recent.
+        penalty_window: Number of last tokens that count as recent.
         max_new_tokens: Limit of an answer's tokens.
         seed: Seed of the first answer's draws; each further answer has the next seed.
     """
@@ -74,7 +74,7 @@ class Sampling:
 
 
 def penalise(logits_V: Tensor, ids: Sequence[int], penalty: float) -> None:
-    """Make ids less probable, each once, in place; source: CTRL, arXiv 1909.05858, section 4.1, for any sign."""
+    """Make ids less probable, each once, in place. Source: CTRL, arXiv 1909.05858, section 4.1, here for any sign."""
     place = torch.tensor(sorted(set(ids)), device=logits_V.device)
     given = logits_V[place]
     logits_V[place] = torch.where(given > 0, given / penalty, given * penalty)
@@ -91,7 +91,7 @@ class _Mark:
 
 
 class Conversation:
-    """Hold a conversation, and the state of the model after the tokens of it that it has read.
+    """Hold a conversation, and the model's state after the tokens that it has read so far.
 
     Args:
         model: Called as `logits, state = model(ids, state)`.
@@ -147,7 +147,7 @@ class Conversation:
             self.fed, self._state = mark.fed, mark.state
             return True
         asked = [number for number, turn in enumerate(self.turns) if turn.role == "user"]
-        if asked:  # of a loaded conversation, which is read again
+        if asked:  # the conversation was loaded, so the model reads it again
             self.load(self.turns[: asked[-1]])
         return bool(asked)
 
@@ -159,8 +159,8 @@ class Conversation:
     def answer(self, text: str, sampling: Sampling, *, stops: Callable[[], bool] = lambda: False) -> Iterator[str]:
         """Add a message of the user, and yield the answer in pieces of whole characters.
 
-        Mistakes in the message are raised at once. An answer that is stopped, or whose iteration ends early, counts as
-        far as it was drawn.
+        Mistakes in the message are raised at once. If the answer is stopped, or its iteration ends early, the part
+        drawn so far is kept as the answer.
 
         Args:
             text: The message.
@@ -226,12 +226,12 @@ class Conversation:
                         break
             finally:
                 self._state = decoder.state
-                if reads:  # the model failed within a token: everything is read again
+                if reads:  # the model failed in the middle of a token, so everything is read again
                     self.fed, self._state = 0, None
 
 
 def ids_of(turns: Sequence[Turn], vocabulary: Vocabulary, line_ends: LineEnds = "keep") -> list[int]:
-    """Return the tokens of turns, each after that of its role.
+    """Return the tokens of turns, each turn preceded by the token of its role.
 
     Raises:
         ValueError: if a role is unknown, or the vocabulary lacks a character.
@@ -248,7 +248,7 @@ def ids_of(turns: Sequence[Turn], vocabulary: Vocabulary, line_ends: LineEnds = 
 
 
 def begins_with_sos(data_node: Mapping[str, Any]) -> bool:
-    """Return whether `<|sos|>` begins each document in the rows of a data YAML: in packed rows it does."""
+    """Return whether each document in the rows of a data YAML begins with `<|sos|>`, as it does in packed rows."""
     return data_node.get("layout") == "packed"
 
 

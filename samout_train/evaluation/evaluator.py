@@ -43,7 +43,7 @@ class Evaluation:
         nats: Sum over all counted targets.
         num_targets: Number of counted targets.
         num_bytes: Their UTF-8 bytes; 0 if ids are not text.
-        num_characters: Characters that begin in them; 0 if ids are not text.
+        num_characters: Characters that begin in these targets; 0 if ids are not text.
         empty_batches: Number of skipped batches without a counted target.
     """
 
@@ -67,16 +67,16 @@ class Evaluation:
 
     @property
     def bits_per_character(self) -> float | None:
-        """Return the bits per character (Unicode code point); None where ids are not text."""
+        """Return the bits per character (Unicode code point); None if ids are not text."""
         if self.num_characters == 0:
             return None
         return self.nats / math.log(2) / self.num_characters
 
     def word_perplexity(self, words: int) -> float:
-        """Return the perplexity per word of the text, whatever its tokens are: exp of the sum of all nats by words.
+        """Return the perplexity per word, which does not depend on the tokens: exp(sum of all nats / words).
 
         Args:
-            words: Of the whole text, all of which was read and counted.
+            words: Number of words of the text, all of which must have been evaluated.
         """
         return math.exp(self.nats / words)
 
@@ -111,7 +111,7 @@ class Evaluator:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Put the model into evaluation mode, without gradients and in the precision."""
+        """Put the model into evaluation mode, without gradients and in the evaluator's precision."""
         with evaluating(self.model), autocast(self.precision, self.device):
             yield
 
@@ -121,7 +121,7 @@ class Evaluator:
         Args:
             batches: Batches of the validation rows, (R, T + 1) ids each, on the CPU.
             num_batches: Number of batches, for the progress bar, which appears after two seconds.
-            together: Whether all processes make this call, each for its share of the rows.
+            together: Whether all processes make this call, each evaluating its share of the rows.
 
         Raises:
             ValueError: if no target is counted.
@@ -194,7 +194,7 @@ class Evaluator:
         return Reader(self, trained_length).text(tokens, lengths, most_tokens)
 
     def by_position(self, rows: Rows, most_tokens: int, *, trained_length: int) -> Extrapolation:
-        """Evaluate the first rows of a split whose rows do not follow each other, so that no longer windows exist.
+        """Evaluate the first rows of a split whose rows do not form one text, so that there are no longer windows.
 
         Args:
             rows: Rows of the validation split.
@@ -206,13 +206,14 @@ class Evaluator:
     def state_health(self, ids_BT: Tensor) -> dict[str, LayerHealth]:
         """Measure each layer's state at the positions of `positions_of`.
 
-        A model may map its state to layers by a method `state_by_layer(state)`; otherwise parts are layers in order.
+        A model may map its state to layers in a method `state_by_layer(state)`. By default, the parts of its state are
+        its layers in order.
 
         Args:
             ids_BT: Rows of token ids, on the device.
 
         Returns:
-            Results by layer, without layers whose state grows. Empty if none is left, or rows have a single token.
+            Results by layer, without layers whose state grows. Empty if no layer is left, or rows have a single token.
         """
         length = ids_BT.shape[1]
         if length < 2 or sees_future(self.model):
@@ -244,7 +245,7 @@ class Evaluator:
         top_k: int | None,
         seeds: Iterator[int],
     ) -> list[int]:
-        """Return a prompt with its continuation; the state never runs over more tokens than a training row has.
+        """Return a prompt with its continuation; the state never covers more tokens than a training row has.
 
         Args:
             prompt_ids: The prompt, at least one id.
@@ -268,7 +269,7 @@ class Evaluator:
         return ids
 
     def _parts(self, inputs_RT: Tensor, targets_RT: Tensor) -> list[Part]:
-        """Return some rows, split where documents begin if the source says so, on the device."""
+        """Return rows on the device, split where documents begin if the source requires it."""
         parts = parts_of(
             inputs_RT,
             targets_RT,
@@ -279,7 +280,7 @@ class Evaluator:
         return [Part(*(to_device(tensor, self.device) for tensor in part)) for part in parts]
 
     def _nats(self, inputs_RT: Tensor, targets_RT: Tensor, num_counted: int) -> Tensor:
-        """Return the sum over the counted targets of some rows, read a chunk at a time."""
+        """Return the sum of nats over the counted targets of rows, which are read chunk by chunk."""
         nats, state = torch.zeros((), dtype=torch.float64, device=float64_place(self.device)), None
         num_rows, num_times = targets_RT.shape
         if num_rows == 0:  # this process's share, if there are fewer rows than processes
@@ -294,7 +295,7 @@ class Evaluator:
 
 
 def _of_all_processes(own: Evaluation) -> Evaluation:
-    """Return the sums over the shares of all processes, which have all skipped the same empty batches."""
+    """Return the sums over all processes; each has evaluated its share and skipped the same empty batches."""
     sums = torch.tensor([own.nats, own.num_targets, own.num_bytes, own.num_characters], dtype=torch.float64)
     nats, num_targets, num_bytes, num_characters = distributed.summed(sums)
     return Evaluation(float(nats), int(num_targets), int(num_bytes), int(num_characters), own.empty_batches)

@@ -3,7 +3,7 @@
 The prompt is read in pieces (`prefill`), the following tokens are decoded one by one (`Decoder`), and each is drawn
 from the logits of the one before (`choose`).
 
-On CUDA, a model whose state has a fixed size decodes a token by one graph launch: launching its kernels one by one
+On CUDA, a model whose state has a fixed size decodes each token with one graph launch: launching its kernels one by one
 would take longer than running them. For a CUDA graph (torch.cuda.graphs), ids, state and logits stay in the same
 memory, and the graph writes the next state there.
 """
@@ -193,7 +193,7 @@ def choose(
         return logits_V.argmax()
     if top_k is not None and top_k < len(logits_V):
         logits_V[logits_V < logits_V.topk(top_k).values[-1]] = float("-inf")
-    # Subtract the largest first: a temperature near 0 would otherwise make all of them infinite.
+    # Subtract the largest first: a temperature near 0 would otherwise make every logit infinite.
     probabilities_V = ((logits_V - logits_V.max()) / temperature).softmax(0)
     if top_p is not None:
         sorted_V, order_V = probabilities_V.sort(descending=True)
@@ -222,7 +222,7 @@ def prefill(model: nn.Module, prompt_ids: list[int], state: Any = None) -> tuple
 
 
 class Decoder:
-    """Continues sequences from a state, one token each per call.
+    """Continues sequences from a state, by one token each per call.
 
     Args:
         model: Called as `logits, state = model(ids, state)`, in evaluation mode.
@@ -274,7 +274,7 @@ class Decoder:
     def _step(self) -> None:
         logits_BTV, state = self._model(self._ids_B1, self._state)
         self._logits_BV = logits_BTV[:, -1]
-        # Clone first: a part of the next state may be another part of the old one.
+        # Clone first: a part of the next state may share memory with another part of the old one.
         for old, new in zip(tree_leaves(self._state), [leaf.clone() for leaf in tree_leaves(state)], strict=True):
             old.copy_(new)
 
@@ -287,7 +287,7 @@ def can_capture(device: torch.device) -> bool:
 def has_fixed_size(model: nn.Module, ids_B1: Tensor, state: Any) -> bool:
     """Return whether a state consists of tensors whose shapes do not change with another token."""
     before = tree_leaves(state)
-    if not all(isinstance(leaf, Tensor) for leaf in before):  # a cache has a length
+    if not all(isinstance(leaf, Tensor) for leaf in before):  # a cache also has its length, a number
         return False
     after = tree_leaves(model(ids_B1, state)[1])
     return [leaf.shape for leaf in before] == [leaf.shape for leaf in after]

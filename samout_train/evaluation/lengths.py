@@ -1,7 +1,7 @@
 """Evaluate a model past its training length: the loss by position, and in windows of several lengths.
 
-Text is read in chunks with the state carried over, as in decoding. The same text is cut into windows of each length,
-each without an initial state. Losses therefore compare the same tokens, and a whole window is never in memory.
+Text is read in chunks with the state carried over, as in decoding, so no whole window is ever in memory. The same text
+is cut into windows of each length, and each window begins without a state. All losses therefore cover the same tokens.
 """
 
 # B batch, T time of a chunk, W time of a window, V vocabulary
@@ -33,7 +33,7 @@ MOST_ROWS = 32  # windows side by side
 NOTHING_COUNTED = "it has no counted token"
 STEPS_AN_OCTAVE = 2  # ranges of positions in each doubling
 FAR_TIMES = 16  # multiple of the training length whose loss decides whether a model extrapolates
-MOST_GROWTH = 1.10  # largest ratio of these losses with which a model extrapolates
+MOST_GROWTH = 1.10  # largest ratio of that loss to the loss at the training length
 PICTURE = "lengths.png"
 
 
@@ -46,9 +46,9 @@ class Extrapolation:
         num_tokens: Tokens read for each length.
         loss_nats: Mean nats per token in windows of a length, by length.
         left_out: Reason for a missing loss, by length.
-        by_position: First and last position of a range, from 1, and its mean nats, from the shortest windows with it.
-        state_norm: Norm of the state after each chunk of the longest windows, mean of the windows, by layer; without
-            layers whose states grow with the sequence, as a cache does.
+        by_position: First and last position of a range, from 1, and its mean nats in the shortest windows that have it.
+        state_norm: Norm of the state after each chunk of the longest windows, averaged over the windows, by layer.
+            Layers whose state grows with the sequence, such as a cache, are left out.
     """
 
     trained_length: int
@@ -169,12 +169,12 @@ class Reader:
                 left_out[length] = NOTHING_COUNTED
                 continue
             found.loss_nats[length] = float(nats_W.sum() / count_W.sum())
-            # The loss at a position does not depend on later tokens, and the shortest windows with it are the most.
+            # The loss at a position does not depend on later tokens; the shortest windows that have it are the most.
             _add_positions(found.by_position, nats_W, count_W)
         return replace(found, num_tokens=num_tokens, state_norm=state_norm)
 
     def rows(self, rows: Rows, most_tokens: int) -> Extrapolation:
-        """Evaluate the first rows of a split whose rows do not follow each other."""
+        """Evaluate the first rows of a split whose rows do not form one text."""
         inputs_BW, targets_BW = rows.split(rows.windows(0, max(1, most_tokens // rows.seq_len)))
         nats_W, count_W, state_norm = self._by_position(inputs_BW, targets_BW)
         by_position: list[tuple[int, int, float]] = []
@@ -202,8 +202,8 @@ class Reader:
     def _by_position(self, inputs_BW: Tensor, targets_BW: Tensor) -> tuple[Tensor, Tensor, dict[str, list[float]]]:
         """Return nats and counted targets by position, (W,) float64 each, and the norms of the states by layer.
 
-        Where windows are split at documents, positions count from the start of the document or of its window, and there
-        are no norms: most of the states end with their documents.
+        If windows are split at documents, positions count from the start of the document, or of the window if that is
+        later. There are no norms then, because most states end with their documents.
         """
         nats_W, count_W = torch.zeros(2, inputs_BW.shape[1], dtype=torch.float64).unbind()
         source = self.evaluator.source
@@ -257,7 +257,7 @@ class Reader:
 
 
 def stream_of(rows: Rows) -> Stream | None:
-    """Return the tokens of a split that is one long text; None if its rows do not follow each other."""
+    """Return the tokens of a split that is one long text; None if its rows do not form one text."""
     if isinstance(rows, TokenRows):
         return rows.tokens
     return None

@@ -43,7 +43,7 @@ LOOKS = {
 
 
 def looks_of(labels: Iterable[str]) -> dict[str, Look]:
-    """Return the look of each label. The order of the labels changes nothing."""
+    """Return the look of each label. The order of the labels does not matter."""
     ordered = sorted(set(labels))
     found: dict[str, Look] = {}
     for label in sorted(ordered, key=lambda label: label.lower() not in LOOKS):  # a bare name before "v8, no decay"
@@ -59,7 +59,7 @@ def looks_of(labels: Iterable[str]) -> dict[str, Look]:
 
 
 def _all_looks() -> Iterator[Look]:
-    """Return every colour with its own marker, then every colour with the next marker, and so on."""
+    """Yield every colour with its own marker, then every colour with the next marker, and so on."""
     markers = [*dict.fromkeys(look.marker for look in LOOKS.values())]
     for shift in range(len(markers)):
         for color, marker in LOOKS.values():

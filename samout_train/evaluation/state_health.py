@@ -1,8 +1,8 @@
 """State health: the growth of a recurrent model's state along a row, and the channels of a maximum that still change.
 
 The model reads a row in pieces and carries its state, as in decoding, so this works for every layer whose state has a
-fixed size. A layer whose state grows with the sequence is left out; one with a sliding window is measured once that is
-full.
+fixed size. A layer whose state grows with the sequence is left out. A layer with a sliding window is measured once the
+window is full.
 """
 
 # B batch, T time, D width
@@ -44,7 +44,7 @@ class LayerHealth:
 
     @property
     def growth(self) -> float:
-        """Return the norm at the last position over that at the first one; infinite if the first norm is zero."""
+        """Return the norm at the last position divided by the norm at the first; infinite if the first norm is zero."""
         first, last = self.norm[0], self.norm[-1]
         if first:
             return last / first
@@ -69,8 +69,8 @@ def calm_rows(rows: Rows, num_rows: int, pad_id: int | None, document_id: int | 
         rows: Rows of the validation split.
         num_rows: Number of rows; fewer in a short split, or if they would have more than MOST_TOKENS tokens.
         pad_id: The id that fills rows; None for no padding.
-        document_id: The id with which a document begins within a row: what follows in it becomes padding. None if a row
-            is read as one sequence.
+        document_id: The id that begins a document; the rest of a row becomes padding where the next document begins.
+            None if a row is read as one sequence.
     """
     num_rows = max(1, min(num_rows, MOST_TOKENS // rows.seq_len))
     candidates = SpreadBatches(rows, 1, ROWS_TO_CHOOSE_FROM * num_rows)
@@ -91,7 +91,7 @@ def calm_rows(rows: Rows, num_rows: int, pad_id: int | None, document_id: int | 
 
 
 def growing_layers(health: Mapping[str, LayerHealth], max_growth: float) -> dict[str, str]:
-    """Return the layers whose state's norm grows more than `max_growth` times along a row, each with a warning."""
+    """Return a warning for each layer whose state's norm grows by more than a factor of `max_growth` along a row."""
     warnings = {}
     for name, layer in health.items():
         if layer.growth > max_growth:
@@ -163,8 +163,8 @@ def health_of(
     """Return the health of each layer with two positions or more. Figures are computed on the device and read once.
 
     Args:
-        states: States by layer, then by the number of tokens read: at each position from that on from which the shape
-            is the same and, for maxima, one token before.
+        states: States by layer, then by the number of tokens read: at each position since the shape last changed and,
+            for maxima, also one token before it.
         positions: The positions, from `positions_of`.
         maxima: Layers whose state is a maximum.
     """

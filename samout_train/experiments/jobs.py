@@ -1,9 +1,9 @@
 """The jobs of many runs: report the state of each, and make the missing ones, each in a process of its own.
 
-The run directories are the only state. `summary.json` says that a job is done, the lock that a process runs it,
-`failure.json` why it failed. So there is nothing to repair after a crash, and several programs, also on several
-machines that share the folder, can make the same jobs: each reserves a job before it starts it. On the console there is
-a bar over the jobs (`job_bar`) and a line for each (`described`).
+The run directories are the only state: `summary.json` shows that a job is done, the lock that a process runs it, and
+`failure.json` why it failed. So there is nothing to repair after a crash. Several programs can make the same jobs, even
+on several machines that share the folder, because each program reserves a job before starting it. The console shows a
+bar over all jobs (`job_bar`) and a line for each (`described`).
 """
 
 import json
@@ -46,9 +46,9 @@ class Job:
     """One training to make.
 
     Args:
-        run_dir: Its directory, whose name is that of the job.
+        run_dir: Its directory, whose name is also the name of the job.
         words: The command line of `train`, without `run_dir` and `resume`.
-        directory: The working directory that relative paths in its words start from; None for that of this program.
+        directory: The working directory for relative paths in its words; None for the one of this program.
     """
 
     run_dir: Path
@@ -158,14 +158,14 @@ def run_jobs(
 ) -> dict[str, Outcome]:
     """Run the missing jobs: finished ones are kept, stopped ones resume, failed ones are tried again.
 
-    A job that another program has reserved, or whose process outlived a killed program, is left to that one, while the
-    others are made here. At the end this function waits for it. If it is left unfinished, it is made here.
+    A job that another program has reserved, or whose process outlived a killed program, is left alone while the others
+    are made here. At the end, this function waits for it, and makes it here if it was left unfinished.
 
     Args:
         jobs: All of them.
         at_once: Jobs at a time, which share the processor's threads.
         report: Called with each job that has ended, and its outcome.
-        watched: Called repeatedly with the running jobs, also those of other programs.
+        watched: Called repeatedly with the running jobs, including those of other programs.
 
     Returns:
         The outcome of each job, by name.
@@ -191,7 +191,7 @@ def run_jobs(
 
 
 class _Ledger:
-    """The jobs of `run_jobs`, whose arguments it has: those missing, those that run here, and those elsewhere."""
+    """The jobs of `run_jobs`, with the same arguments: those missing, those that run here, and those elsewhere."""
 
     def __init__(self, jobs: Sequence[Job], at_once: int, report: Callable[[Job, Outcome], None]) -> None:
         self.found = {job.name: outcome(job.run_dir) for job in jobs}
@@ -203,16 +203,16 @@ class _Ledger:
 
     @property
     def is_open(self) -> bool:
-        """Return whether a job has not ended."""
+        """Return whether any job has not ended."""
         return bool(self._missing or self._here or self._elsewhere)
 
     @property
     def under_way(self) -> list[Job]:
-        """Return the jobs that run, here first."""
+        """Return the running jobs, those here first."""
         return [*(process.job for process in self._here), *self._elsewhere]
 
     def start_missing(self) -> None:
-        """Start as many jobs as may run here at a time, apart from those that other programs have reserved."""
+        """Start missing jobs up to the limit of jobs at a time, except those that other programs have reserved."""
         while self._missing and len(self._here) < self._at_once:
             job = self._missing.pop(0)
             now = outcome(job.run_dir)
@@ -231,13 +231,13 @@ class _Ledger:
             if became is None:
                 continue
             self._here.remove(process)
-            if became.state == "running":  # it found another process at its run, and left it to that one
+            if became.state == "running":  # another process runs it already
                 self._elsewhere.append(process.job)
             else:
                 self._end(process.job, became)
 
     def look_elsewhere(self) -> None:
-        """Report the jobs that have ended elsewhere; what a dead process has left is missing again."""
+        """Report the jobs that have ended elsewhere; jobs that a dead process left unfinished are missing again."""
         for job in list(self._elsewhere):
             if is_reserved(job.run_dir):
                 continue
@@ -251,7 +251,7 @@ class _Ledger:
                 self._missing.insert(0, job)
 
     def stop(self, number: int | None) -> None:
-        """Stop the jobs that run here, by the signal that this program received if any."""
+        """Stop the jobs that run here, with the signal that this program received, if any."""
         for process in self._here:
             ask_to_stop(process.process, number)
         for process in self._here:
@@ -264,17 +264,17 @@ class _Ledger:
 
 
 class Process:
-    """A training in a process and a session of its own: Ctrl-C reaches it through this program, once.
+    """A training in a process and a session of its own, so that Ctrl-C reaches it only once, through this program.
 
     Args:
-        job: To run; it resumes where it was stopped.
+        job: The job to run; it resumes where it was stopped.
         at_once: Number of jobs that share the processor's threads.
         release: Ends the reservation of its directory.
     """
 
     @classmethod
     def start(cls, job: Job, at_once: int) -> "Process | None":
-        """Start a job; None where another program has reserved or made it, or another process runs it."""
+        """Start a job; return None if another program has reserved or finished it, or another process runs it."""
         release = reserve(job.run_dir)
         if release is None:
             return None
@@ -289,7 +289,7 @@ class Process:
         job.run_dir.mkdir(parents=True, exist_ok=True)
         forget_failure(job.run_dir)
         words = [*job.words, text_setting("run_dir", job.run_dir.absolute())]
-        # A job that begins from another run's checkpoint does so once.
+        # A job that begins from another run's checkpoint does so only at its first start.
         begins_elsewhere = any(word.startswith("resume=") for word in job.words) and not has_checkpoint(job.run_dir)
         if not begins_elsewhere:
             words.append("resume=auto")
@@ -344,7 +344,7 @@ class JobBar:
     """Runs jobs with a bar on standard error and their results on standard output.
 
     Args:
-        bar: Over all jobs that there will be.
+        bar: The bar over all jobs.
     """
 
     def __init__(self, bar: Bar) -> None:
@@ -364,7 +364,7 @@ class JobBar:
         """
         self._width = max((len(job.name) for job in jobs), default=0)
         there = sum(outcome(job.run_dir).state == "done" for job in jobs)
-        self._bar.initial += there  # the time that is left must not be estimated from them
+        self._bar.initial += there  # they must not count in the estimate of the time left
         self._bar.update(there)
         return run_jobs(jobs, at_once=at_once, report=self._tell, watched=self._watch)
 
@@ -375,7 +375,7 @@ class JobBar:
 
     def say(self, lines: Sequence[str]) -> None:
         """Print lines above the bar."""
-        with suppress(BrokenPipeError):  # the reader of standard output has gone; the runs continue
+        with suppress(BrokenPipeError):  # nobody reads standard output any more; the runs continue
             for line in lines:
                 self._bar.write(line, file=sys.stdout)
             sys.stdout.flush()
@@ -403,7 +403,7 @@ def described(job: Job, found: Outcome, width: int = 0) -> str:
     Args:
         job: The job.
         found: Its outcome.
-        width: Of the column of names; 0 for that of the name alone.
+        width: Width of the column of names; 0 for the width of this name.
     """
     head = f"{found.state:<8} {job.name:<{width}}"
     if found.error:
@@ -435,7 +435,7 @@ def last_step(run_dir: Path) -> int:
 
 
 def curve_of(run_dir: Path) -> list[tuple[int, float]]:
-    """Return step and loss, in nats, of each evaluation on the fixed batches that a run has logged, as `final_loss`."""
+    """Return step and loss in nats, as in `final_loss`, of each logged evaluation on the fixed batches."""
     found = []
     try:
         lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
@@ -447,6 +447,6 @@ def curve_of(run_dir: Path) -> list[tuple[int, float]]:
             key = "val/ema_loss_nats" if "val/ema_loss_nats" in logged else "val/loss_nats"
             if logged.get(key) is not None:
                 found.append((int(logged["step"]), float(logged[key])))
-        except (ValueError, KeyError, TypeError, AttributeError):  # cut short by a death
+        except (ValueError, KeyError, TypeError, AttributeError):  # cut short when the process died
             continue
     return found

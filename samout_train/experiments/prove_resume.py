@@ -85,14 +85,14 @@ def run_killed(
         words: The command line of the training, without run_dir and resume.
         run_dir: Its directory.
         kills: Number of kills; with 0 the training is not disturbed.
-        seed: Of the random moments.
-        device: Of the training; on CUDA, torch is set to deterministic algorithms.
+        seed: Seed of the random moments.
+        device: Device of the training; on CUDA, torch is set to deterministic algorithms.
         report: Called with a line for each kill.
         signals: Checked while waiting; on a signal the process is killed, too.
 
     Raises:
         StopRequestedError: on a signal.
-        TrainingFailedError: if the training fails by itself, with its last lines.
+        TrainingFailedError: if the training fails by itself; the message has its last lines.
     """
     draw = random.Random(seed)
     for number in range(kills):
@@ -120,7 +120,7 @@ def run_killed(
 
 @contextmanager
 def _started(words: list[str], run_dir: Path, device: torch.device) -> "Iterator[subprocess.Popen[bytes]]":
-    """Yield a training in a session of its own, which no signal of the terminal reaches; kill it at the end."""
+    """Yield a training in a session of its own, which signals of the terminal do not reach; kill it at the end."""
     first = ""
     if device.type == "cuda":
         first = DETERMINISTIC

@@ -27,8 +27,8 @@ class GoldenCurve:
     """The recorded curve of one preset.
 
     Args:
-        preset: Its name, that of a YAML in conf/experiment.
-        ends: The last step of each span; a span begins after the one before it.
+        preset: Name of the preset, which is a YAML in conf/experiment.
+        ends: The last step of each span; each span begins after the previous one.
         loss_nats: The mean loss of each span, each loss taken before the update.
         tolerance_nats: The largest accepted difference on another machine.
         recorded: Device, torch, date, precision and replicas of the recording.
@@ -56,11 +56,11 @@ class GoldenCurve:
 
     @classmethod
     def of_replicas(cls, preset: str, replicas: Sequence[Sequence[float]], recorded: dict[str, Any]) -> "GoldenCurve":
-        """Return a curve from the losses of the same steps in runs that differ by rounding; the first one is the curve.
+        """Return a curve from the losses of the same steps in runs that differ by rounding; the first run is the curve.
 
         Args:
             preset: Its name.
-            replicas: Of each run, the loss of every step; two or more runs.
+            replicas: The loss of every step, for each of two or more runs.
             recorded: About the recording.
         """
         ends = spans_of(len(replicas[0]))
@@ -74,7 +74,7 @@ class GoldenCurve:
         return cls(preset, ends, curve, tolerance, recorded)
 
     def write(self, folder: Path = CURVES) -> Path:
-        """Write it where `read` looks."""
+        """Write the curve where `read` looks for it; return the path."""
         content = asdict(self)
         del content["preset"]
         path = folder / f"{self.preset}.json"

@@ -1,7 +1,7 @@
 """Search for settings: Optuna proposes them, each trial is a run in a process of its own, and bad trials end early.
 
-A space has an interval or a list of values for each key. The trials are in Optuna's database, and the run of each is in
-a directory of its own.
+A space has an interval or a list of values for each key. Trials are stored in Optuna's database, and each has its run
+in a directory of its own.
 """
 
 import json
@@ -26,7 +26,7 @@ from samout_train.training import checked_config, source_from
 EXAMPLE = "space={optimizer.lr:{low:1e-4,high:1e-2,log:true},model.num_layers:[2,4]}"
 Value = bool | int | float | str | None
 RECORD = "search.json"
-RUN_DIR, ERROR = "run_dir", "error"  # attributes of a trial beside Optuna's own
+RUN_DIR, ERROR = "run_dir", "error"  # attributes of a trial added to Optuna's own
 WARM_UP_TRIALS = 4  # before any trial is ended early
 
 
@@ -75,7 +75,7 @@ class Choice:
 
     @property
     def ends(self) -> list[Value]:
-        """Return all of them."""
+        """Return all values."""
         return list(self.values)
 
     def draw(self, trial: Any, key: str) -> Value:
@@ -91,7 +91,7 @@ def space_of(given: Any) -> Space:
     """Return the space of a setting as it was typed.
 
     Args:
-        given: By key of `train`, a list of values, or `low` and `high`, with `log` and `step` as needed.
+        given: For each key of `train`, a list of values, or `low` and `high`, with `log` and `step` as needed.
 
     Raises:
         ConfigError: if it is not a space; it lists every problem.
@@ -113,13 +113,13 @@ def space_of(given: Any) -> Space:
 def check_space(
     space: Space, shared: Sequence[str], *, config_dirs: Sequence[str], taken: Callable[[str], bool]
 ) -> list[Problem]:
-    """Return problems with the values of a space, each alone with the settings of all trials.
+    """Return problems with the values of a space, each checked alone with the settings of all trials.
 
     Args:
         space: The space.
         shared: Overrides of all trials.
         config_dirs: Further folders to look for YAML in, absolute.
-        taken: Whether a key is one that a space may not set.
+        taken: Returns whether a key may not be set by a space.
     """
     problems = []
     for key in space:
@@ -161,7 +161,7 @@ class Trial:
 
     Args:
         number: From 0, as Optuna counts.
-        state: `done`, `pruned`, `FAILED`, or `running` where it is unfinished.
+        state: `done`, `pruned`, `FAILED`, or `running` if it is unfinished.
         loss: In nats: on the whole validation split if it is done, the last reported loss if it is pruned.
         words: The overrides that it sets.
         error: Why it failed.
@@ -192,7 +192,7 @@ class Search:
         space: The space.
         shared: Words of `train` for all trials.
         flags: The flags that the command line of each trial begins with.
-        seed: Of the proposals.
+        seed: Seed of the proposals.
 
     Raises:
         ConfigError: if the database holds another search, or cannot be opened.
@@ -224,7 +224,7 @@ class Search:
         if before["asked"] != asked["asked"]:
             text = "holds another search (space or settings)"
             raise ConfigError(Problem("run_dir", str(folder), text=text, fix=fix))
-        # The words may be the same, and the YAML has changed since.
+        # The YAML may have changed although the words are the same.
         found = differences(before["settings"], settings, DECISIVE_KEYS)
         if found:
             text = f"holds a search of other settings ({found[0]})"
@@ -248,7 +248,7 @@ class Search:
                 raise ConfigError(Problem(text=f"{other}, or another run_dir"))
 
     def trials(self) -> list[Trial]:
-        """Return all trials that have begun; of a repeated trial only the last attempt."""
+        """Return all trials that have begun; for a repeated trial, only the last attempt."""
         latest = {}
         for trial in self.study.trials:
             if trial.state.name != "WAITING":
@@ -259,7 +259,7 @@ class Search:
         """Run until this many trials are done or pruned; failed trials count too, and the next call repeats them.
 
         Args:
-            num_trials: In all.
+            num_trials: Number of trials in all.
             report: Called with each trial that has ended.
 
         Raises:
@@ -335,7 +335,7 @@ class Search:
             if other:
                 raise ConfigError(Problem(text=str(other[0]), fix="give another run_dir"))
         found = outcome(job.run_dir)
-        while found.state == "running" or (found.state != "done" and is_taken(job.run_dir)):  # it outlived this program
+        while found.state == "running" or (found.state != "done" and is_taken(job.run_dir)):  # it outlived its program
             time.sleep(LOOK_SECONDS)
             signals.check()
             found = outcome(job.run_dir)
@@ -404,11 +404,11 @@ def _opened(
     """Open or make a study, and return it with the request that it was made for.
 
     Args:
-        url: Of the database.
-        name: Of the study.
-        record: A file for the name of the study; None where the folder alone has it.
-        seed: Of the proposals.
-        asked: The request, which a new study keeps.
+        url: URL of the database.
+        name: Name of the study.
+        record: A file for the name of the study; None if the database is in the search's own folder.
+        seed: Seed of the proposals.
+        asked: The request, which a new study stores.
 
     Raises:
         ConfigError: if the database cannot be used.

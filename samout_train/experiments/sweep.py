@@ -39,14 +39,14 @@ from samout_train.experiments.jobs import LOOK_SECONDS, Job, outcome
 from samout_train.runtime import RESERVED, place_problem, read_figures, write_figures
 
 LONGEST_NAME = 120  # bytes: file systems take 255, some encrypted ones 143
-# Words of a job whose path is relative, and names another file in another working directory.
+# Words of a job with a relative path, which would name another file in another working directory.
 RELATIVE = re.compile(
     r"\+*(?:data\.(?:path|paths|vocabulary_path)|resume|init_from)=(?!auto$|null$|$)[\['\"]*(?![\['\"/~\\$]|\w:)"
 )
 RECORD, LOCK = "sweep.json", ".lock"
 # The time limit of a job by launcher; submitit's own is one hour.
 MINUTES = {"hydra/launcher=submitit_local": 7 * 24 * 60, "hydra/launcher=submitit_slurm": 24 * 60}
-# The settings of an existing job that must be as asked for; callbacks are among them because they may end a run.
+# The settings of an existing job that must equal the requested ones, including callbacks, which may end a run.
 DECISIVE_KEYS = (
     "seed",
     "precision",
@@ -59,7 +59,7 @@ DECISIVE_KEYS = (
     "resume",
     "init_from",
 )
-SECONDS_TO_SAY = 5.0  # in which a process that took a directory writes its settings, which it does first
+SECONDS_TO_SAY = 5.0  # for a process that took a directory to write its settings, which it does first
 log = logging.getLogger(__name__)
 
 
@@ -94,9 +94,9 @@ def without_sweeps(words: Sequence[str]) -> list[str]:
 
 
 def common_keys(words: Sequence[str], swept: Mapping[str, Any]) -> list[str]:
-    """Return the keys that stay out of the names of jobs: those that all jobs have in common.
+    """Return the keys to leave out of the names of jobs: those that all jobs have in common.
 
-    A key that the configuration sweeps over stays in, so that a part of its sweep has the directories of the whole.
+    A key that the configuration sweeps over is kept, so that a part of its sweep uses the directories of the whole.
 
     Args:
         words: As they were typed.
@@ -111,9 +111,9 @@ def common_keys(words: Sequence[str], swept: Mapping[str, Any]) -> list[str]:
 
 
 def jobs_at_once(common: Composed, num_jobs: int) -> int:
-    """Return the number of jobs of a sweep that run side by side on this machine and need their share of its cores.
+    """Return the number of jobs of a sweep that run side by side on this machine and must share its cores.
 
-    joblib shares the cores out itself, and SLURM gives each job its own: 1 for both.
+    This is 1 with joblib, which shares out the cores itself, and with SLURM, which gives each job its own cores.
 
     Args:
         common: The configuration that the jobs have in common.
@@ -130,7 +130,7 @@ def words_of_sweep(words: Sequence[str], typed: Sequence[str], swept: Mapping[st
     Args:
         words: As Hydra needs them for a run.
         typed: As they were typed.
-        swept: `hydra.sweeper.params` of the configuration: a typed value replaces it under the very same key.
+        swept: `hydra.sweeper.params` of the configuration; a typed value replaces the one with exactly the same key.
     """
     settings = []
     for word in words:
@@ -150,12 +150,12 @@ def words_of_sweep(words: Sequence[str], typed: Sequence[str], swept: Mapping[st
 
 
 def check_sweep(composed: Composed, job: Sequence[str], left_out: Sequence[str]) -> list[Problem]:
-    """Return why a job cannot lie in the directory of its sweep; nothing is written.
+    """Return why a job cannot use the directory of its sweep; nothing is written.
 
     Args:
         composed: The job's configuration.
         job: Its overrides.
-        left_out: Keys that stay out of its name.
+        left_out: Keys left out of its name.
     """
     folder = Path(composed.sweep_dir)
     if folder == Path():
@@ -172,11 +172,11 @@ def check_sweep(composed: Composed, job: Sequence[str], left_out: Sequence[str])
 def check_job(run_dir: Path, config: Mapping[str, Any]) -> list[Problem]:
     """Return the settings of a run in a job's directory that differ from those of the job.
 
-    With such a difference, the job cannot take the directory, and the run in it does not count as the job's.
+    If any differ, the job cannot use the directory, and the run in it does not count as the job's.
 
     Args:
-        run_dir: Of the job, in the directory of its sweep.
-        config: Of the job, as plain dictionaries, resolved.
+        run_dir: Directory of the job, in the directory of its sweep.
+        config: Configuration of the job as plain dictionaries, resolved.
     """
     problems = []
     for difference in other_settings(run_dir, config, DECISIVE_KEYS):
@@ -186,11 +186,11 @@ def check_job(run_dir: Path, config: Mapping[str, Any]) -> list[Problem]:
 
 
 def check_job_data(folder: Path, configs: Iterable[Mapping[str, Any]]) -> list[Problem]:
-    """Return why jobs cannot join those of a sweep: the same settings of data, but other content.
+    """Return why jobs cannot join a sweep: its data has the same settings as theirs, but other content.
 
     Args:
-        folder: Of the sweep.
-        configs: Those of the requested jobs.
+        folder: Directory of the sweep.
+        configs: Configurations of the requested jobs.
     """
     from samout_train.training import source_from
 
@@ -220,10 +220,10 @@ def check_taken_job(run_dir: Path, config: Mapping[str, Any]) -> list[Problem]:
 
 
 def doubles(configs: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return a line for each job with the same settings as an earlier one, such as those of 0 and 0.0.
+    """Return a line for each job with the same settings as an earlier one, such as the jobs of 0 and 0.0.
 
     Args:
-        configs: Those of the jobs, by name.
+        configs: Configurations of the jobs, by name.
     """
     first: dict[frozenset[tuple[str, Any]], str] = {}
     found = []
@@ -241,7 +241,7 @@ def job_name(job: Sequence[str], left_out: Sequence[str]) -> str:
 
     Args:
         job: Its overrides.
-        left_out: Keys that stay out of its name.
+        left_out: Keys left out of its name.
     """
     return _job_directory(",".join(word for word in job if key_of(word) not in left_out))
 
@@ -257,11 +257,11 @@ def write_sweep(
     """Write the record of a sweep into its directory; the jobs that it recorded before are kept.
 
     Args:
-        folder: Of the sweep.
-        command: As typed.
+        folder: Directory of the sweep.
+        command: The command, as typed.
         flags: The flags that the command line of each job begins with.
-        jobs: By name, the words of each as a person would type them; empty where the sweep chooses some itself.
-        settings_of: Composes the words of a job; called only where a job was recorded with other words before.
+        jobs: The words of each job, by name, as a person would type them; empty if the sweep chooses some itself.
+        settings_of: Composes the words of a job; called only if the job was recorded with other words before.
 
     Raises:
         DirectoryRefusedError: if the recorded sweep has a job of the same name with other settings.
@@ -285,7 +285,7 @@ def _other_jobs(
     known: Mapping[str, Sequence[str]],
     settings_of: Callable[[Sequence[str]], Mapping[str, Any] | None],
 ) -> list[Problem]:
-    """Return how the jobs of a record differ from those of the same name, which may not have begun yet."""
+    """Return how recorded jobs, which may not have begun yet, differ from jobs of the same name."""
     here = str(Path.cwd())
     problems = []
     for name, words in known.items():
@@ -308,7 +308,7 @@ def _other_jobs(
 
 
 def sweep_jobs(folder: Path) -> list[Job]:
-    """Return the jobs of a sweep, in their order; none where there is no sweep, or it chooses its jobs itself."""
+    """Return the jobs of a sweep in order; empty if there is no sweep, or it chooses its jobs itself."""
     record = read_sweep(folder)
     jobs = []
     for name, words in record.get("jobs", {}).items():
@@ -320,7 +320,7 @@ def sweep_jobs(folder: Path) -> list[Job]:
 
 
 def read_sweep(folder: Path) -> dict[str, Any]:
-    """Return the record of a sweep; empty where there is none."""
+    """Return the record of a sweep; empty if there is none."""
     content = read_figures(folder / RECORD)
     if not isinstance(content.get("jobs"), dict):
         return {}
@@ -339,10 +339,10 @@ def wait_for_others(run_dirs: Sequence[Path]) -> None:
 def _job_directory(overrides: Any) -> str:
     """Return a readable name such as `model=v8,optimizer.lr=0.001`, which any file system takes as one folder.
 
-    A digest is added wherever the name is not the settings themselves: where characters were replaced, where it was
-    cut, and where a file system that ignores case, or writes accents another way, could take two names for one.
+    A digest is added if the name does not spell the settings exactly: if characters were replaced, if it was cut, or if
+    a file system that ignores case, or writes accents another way, could take two names for one.
     """
-    words = re.findall(r"(?:[^,\[\]{}]|\[[^\]]*\]|\{[^}]*\})+", str(overrides))  # commas in brackets part nothing
+    words = re.findall(r"(?:[^,\[\]{}]|\[[^\]]*\]|\{[^}]*\})+", str(overrides))  # commas in brackets separate nothing
     in_order = ",".join(sorted(word.removeprefix("++") for word in words))
     readable = re.sub(r"[^\w=.,+-]+", "-", in_order)
     short = readable.encode()[:LONGEST_NAME].decode(errors="ignore").rstrip(".,-_").lstrip(".-")

@@ -4,13 +4,13 @@
     m_t[i]    = max over j of (A_t[i, j] + m_{t-1}[j]),  m_0 learned
     u_t       = (e_t v_t + c_t) v_t,                     v_t = m_t - the mean of its block
 
-An elementwise maximum cannot count: m_t = max(m_{t-1} + a_t, d_t) is monotone in m_{t-1}. Two states keep their order
-for good, and parity has to swap them. In a block, two entries can change places.
+An elementwise maximum cannot count: m_t = max(m_{t-1} + a_t, d_t) is monotone in m_{t-1}. Two states never change
+their order, but parity has to swap them. In a block, two entries can change places.
 
 When it copies exactly: the largest entry of each row of A is 0. Say it stands in column k, and let r be the range of
-m_{t-1} in this block, its largest less its smallest entry. If every other entry of the row lies below -r, then
+m_{t-1} in this block, its largest minus its smallest entry. If every other entry of the row lies below -r, then
 A[i, j] + m_{t-1}[j] < m_{t-1}[k] for all j != k, so m_t[i] = 0 + m_{t-1}[k], which is exact in any floating-point type.
-A token whose rows all do this permutes the block (or copies entries), bit for bit, for any number of tokens.
+A token whose rows all do this permutes the block (or copies entries) bit for bit, however many such tokens follow.
 
 Why it cannot grow: A <= 0, and each row has a 0, so min m_{t-1} <= m_t[i] <= max m_{t-1}. The state stays in the range
 of m_0, whatever the length.
@@ -43,17 +43,17 @@ class CountingMaximum(nn.Module):
     """Mix by row-normalised max-plus blocks.
 
     Args:
-        hidden_size: Width D of the input, and of the output where `channels` is None.
+        hidden_size: Width D of the input, and of the output if `channels` is None.
         num_heads: Has no effect, as in V8.
         entries: Entries n of a block: 2 for parity, 3 for the permutations of three, 5 for those of five.
-        temperature: In training, at the start; 0 for the hard maximum throughout.
+        temperature: Temperature at the start of training; 0 for the hard maximum throughout.
         temperature_held: Share of the run during which the temperature is constant.
         temperature_zero: Share of the run from which it is 0.
-        channels: Width C of the output; entries divide it.
+        channels: Width C of the output; a multiple of `entries`.
 
     Raises:
         ValueError: if entries do not divide the channels, temperature_zero is below temperature_held, or kernels=fused
-            and no fused kernel takes such blocks.
+            and no fused kernel supports such blocks.
     """
 
     branches: ClassVar[Mapping[str, int]] = {"e": 0, "c": 1}
@@ -87,7 +87,7 @@ class CountingMaximum(nn.Module):
             )
         self.entries = entries
         self.schedule = temperature, temperature_held, temperature_zero
-        # A tensor, since a compiled graph must hold no changing number. It follows from the share of the run so far.
+        # A tensor, since a compiled graph must hold no changing number. Not saved: it follows from the run's share.
         self.register_buffer("temperature", torch.tensor(temperature, dtype=torch.float32), persistent=False)
         streams = 2 + entries
         self.projection = Linear(hidden_size, streams * self.channels, parts=[self.channels] * streams)

@@ -1,18 +1,19 @@
-"""Mix by DeltaNet and Gated DeltaNet: a memory in which each token replaces what its key reads.
+"""Mix by DeltaNet and Gated DeltaNet: in their memory, each token replaces the value that its key reads.
 
     S_t = a_t S_{t-1} + beta_t k_t (v_t - a_t S_{t-1}^T k_t)^T;   o_t = S_t^T q_t / sqrt(K)
     q, k, v = SiLU(convolution(W x)), q and k of norm 1;   beta = sigmoid(W_b x)
     log a = -exp(A) softplus(W_a x + b);   output = W_o (RMSNorm(o) * SiLU(W_g x))
 
-DeltaNet is the case a = 1, without the gate of the output. With negative eigenvalues beta is 2 sigmoid(W_b x): a step
-can reverse the sign of what a key reads, and so count modulo 2.
+DeltaNet is the case a = 1, without the output gate. With negative eigenvalues beta is 2 sigmoid(W_b x): a step can
+reverse the sign of the value that a key reads, and so count modulo 2.
 
 Source: Schlag et al., Linear Transformers Are Secretly Fast Weight Programmers (arXiv 2102.11174); Yang et al.,
 Parallelizing Linear Transformers with the Delta Rule (arXiv 2406.06484) and Gated Delta Networks (arXiv 2412.06464),
 section 3.4; Grazzi et al., Unlocking State-Tracking in Linear RNNs Through Negative Eigenvalues (arXiv 2411.12537). A
-starts as log U(0, 16), b as the inverse softplus of exp U(log 0.001, log 0.1), both without weight decay as vectors;
-matrices as N(0, 0.02^2), as in flash-linear-attention; the convolution as torch draws it. With torch's larger matrices
-the mixer's first outputs hide the token: recall begins to be learned several hundred steps later.
+starts as log U(0, 16), b as the inverse softplus of exp U(log 0.001, log 0.1); as vectors, they have no weight decay.
+Matrices start from N(0, 0.02^2), as in flash-linear-attention, and the convolution as torch draws it. With torch's
+larger matrices, the mixer's first outputs hide the token, and the model starts to learn recall several hundred steps
+later.
 """
 
 # B batch, T time, D width, H heads, K width of a head's keys, V of its values
@@ -43,7 +44,7 @@ class DeltaNet(nn.Module):
         negative_eigenvalues: Whether beta is up to 2 instead of 1.
         key_share: Width of all heads' keys as a share of D.
         value_share: Width of all heads' values as a share of D.
-        convolution_size: Tokens that a convolution of q, k and v takes together; 0 for none.
+        convolution_size: Kernel width, in tokens, of a convolution of q, k and v; 0 for none.
         output_norm: `head`, `all` or `none`.
         output_gate: `silu`, `sigmoid` or `none`.
     """

@@ -42,7 +42,7 @@ class GLA(nn.Module):
         value_share: Width of all heads' values as a share of D.
         gate_rank: Rows of W_1.
         gate_divisor: Divisor of the gate's logarithm: the larger, the slower it forgets.
-        convolution_size: Tokens that a convolution of q, k and v takes together; 0 for none.
+        convolution_size: Kernel width, in tokens, of a convolution of q, k and v; 0 for none.
         output_norm: `head`, `all` or `none`.
         output_gate: `silu`, `sigmoid` or `none`.
     """

@@ -3,7 +3,7 @@
     streams = SiLU(convolution(W x)), each if a mixer has it;   output = W_o (norm(o) * gate(W_g x))
 
 Ablations of Gated DeltaNet attribute most of the gain of modern mixers to the short convolution and the output gate
-(arXiv 2412.06464, table 6). Every mixer can therefore have them, and a comparison reports which has what.
+(arXiv 2412.06464, table 6). Every mixer can therefore have both, and a comparison reports which mixer has which.
 """
 
 # B batch, T time, D width, H heads, K width of a head's keys, V of its values, P packed: the streams side by side
@@ -23,12 +23,12 @@ OutputNorm = Literal["none", "head", "all"]
 
 
 class Streams(nn.Module):
-    """Project x to streams, the first of them followed by a short convolution and SiLU.
+    """Project x to streams, and apply a short convolution and SiLU to the first of them.
 
     Args:
         hidden_size: Width D.
         widths: Widths of the streams.
-        convolved: Number of first streams that are convolved.
+        convolved: Number of streams, from the first, that are convolved.
         convolution_size: Tokens in the kernel of the convolution; 0 for neither convolution nor SiLU.
         bias: Whether the convolution has a bias.
     """
@@ -54,13 +54,13 @@ class Streams(nn.Module):
         return packed_BTP.split(self.widths, dim=-1), tokens_BKP
 
     def state_before(self, state: object) -> LayerState:
-        """Return a mixer's state in its two parts: of its memory, and of the convolution."""
+        """Split a mixer's state into its memory and the convolution's state."""
         if self.convolution is None:
             return LayerState(state, None)
         return as_layer_state(state)
 
     def state_after(self, memory: object, tokens_BKP: Tensor | None) -> object:
-        """Return the state of a mixer: its memory, in a `LayerState` if it has a convolution."""
+        """Return a mixer's state: its memory, wrapped in a `LayerState` if it has a convolution."""
         if self.convolution is None:
             return memory
         return LayerState(memory, tokens_BKP)
@@ -79,8 +79,8 @@ class HeadsJoined(nn.Module):
         hidden_size: Width D.
         num_heads: Heads H.
         value_size: Width V of a head's output.
-        norm: RMSNorm of each `head` by itself, with weights that heads share, or of `all` together; or `none`.
-        gate: What W_g x passes before it is multiplied; `none` for no gate.
+        norm: RMSNorm of each `head` separately, with weights that heads share, or of `all` together; or `none`.
+        gate: Activation of W_g x: `silu` or `sigmoid`; `none` for no gate.
     """
 
     def __init__(self, *, hidden_size: int, num_heads: int, value_size: int, norm: OutputNorm, gate: Gate) -> None:
@@ -111,13 +111,13 @@ class HeadsJoined(nn.Module):
 
 
 class OutputGate(nn.Module):
-    """Compute norm(u) * gate(W_g x) for a mixer without its own gate, which maps x to u.
+    """Compute norm(u) * gate(W_g x) for a mixer that maps x to u and lacks a gate of its own.
 
     Args:
         hidden_size: Width D.
-        num_heads: Heads H, of the norm of `head`.
-        norm: RMSNorm of each `head` by itself, with weights that heads share, or of `all` together; or `none`.
-        gate: What W_g x passes before it is multiplied; `none` for no gate.
+        num_heads: Heads H, for the norm `head`.
+        norm: RMSNorm of each `head` separately, with weights that heads share, or of `all` together; or `none`.
+        gate: Activation of W_g x: `silu` or `sigmoid`; `none` for no gate.
     """
 
     def __init__(self, *, hidden_size: int, num_heads: int, norm: OutputNorm, gate: Gate) -> None:
@@ -142,7 +142,7 @@ class OutputGate(nn.Module):
 
 
 def has_output_gate(mixer: nn.Module) -> bool:
-    """Return whether a mixer has an output gate of its own, as its attribute of this name reports."""
+    """Return whether a mixer has an output gate of its own, according to its attribute of this name."""
     return bool(getattr(mixer, "has_output_gate", False))
 
 
@@ -173,7 +173,7 @@ def head_size(share: float, hidden_size: int, num_heads: int) -> int:
 
 
 def draw_xavier(projections: Streams, gain: float) -> None:
-    """Draw the matrix of each stream again: uniform, of variance 2 gain^2 / (inputs + outputs)."""
+    """Redraw the matrix of each stream: uniform, with variance 2 gain^2 / (inputs + outputs)."""
     for weight in projections.projection.weight.split(projections.widths):
         nn.init.xavier_uniform_(weight, gain=gain)
 

@@ -3,12 +3,12 @@
     f = l + (1 - l) sigmoid(W_f x);   S_t = Diag(f_t) S_{t-1} + (1 - f_t) v_t^T;   o_t = S_t^T SiLU(W_q x)_t
     output = W_o RMSNorm(o)
 
-l is a lower bound of the forget gate, which rises with depth, from 0 in the first layer: upper layers remember longer.
+l, a lower bound of the forget gate, rises with depth from 0 in the first layer, so that upper layers remember longer.
 
 Source: Qin et al., HGRN2: Gated Linear RNNs with State Expansion (arXiv 2404.07904), section 3.2; the bound: Qin et
 al., Hierarchically Gated Recurrent Neural Network (arXiv 2311.04823), section 3.2. Matrices as torch draws them.
-Difference: the bound of layer n of L is always n / L, which is the initial value of the published one, a cumulative
-softmax over layers.
+Difference: the bound of layer n of L is fixed at n / L, the initial value of the published bound, which is a
+cumulative softmax over layers.
 """
 
 # B batch, T time, D width, H heads, K width of a head's keys, V of its values
@@ -31,7 +31,7 @@ class HGRN2(nn.Module):
         hidden_size: Width D.
         num_heads: Heads H.
         key_share: Width of all heads' forget gates as a share of D.
-        convolution_size: Tokens that a convolution of q, f and v takes together; 0 for none.
+        convolution_size: Kernel width, in tokens, of a convolution of q, f and v; 0 for none.
         output_norm: `head`, `all` or `none`.
         output_gate: `silu`, `sigmoid` or `none`.
     """

@@ -62,7 +62,7 @@ class BranchedMixer(Mixer, Protocol):
     """A mixer whose `forward` is `mix(project(x), state)`, so that an ablation can set a stream to zero in between.
 
     Attributes:
-        branches: The streams worth an ablation: by name, the index among the streams side by side, from 0.
+        branches: The streams worth an ablation: a map from name to index in the packed streams, from 0.
     """
 
     branches: ClassVar[Mapping[str, int]]
@@ -77,15 +77,15 @@ class BranchedMixer(Mixer, Protocol):
 
 
 class LanguageModel(Protocol):
-    """Declares what reports need from a model beside the forward pass.
+    """Declares what reports need from a model in addition to the forward pass.
 
-    Two attributes are optional. A model in which a position sees later tokens sets `sees_future` to True. A model whose
-    logits are the product of hidden states (B, T, D) and a matrix (V, D) has the matrix as `head_weight` and returns
-    the hidden states when called with `return_hidden=True`. The loss then never holds all logits of a large batch.
+    Two attributes are optional. `sees_future` is True if a position sees later tokens. `head_weight` is the matrix
+    (V, D) that maps hidden states (B, T, D) to logits; a model that has it returns the hidden states when called with
+    `return_hidden=True`. The loss then never holds all logits of a large batch.
     """
 
     def part_of(self, name: str) -> str:
-        """Return the part (embedding, mixer, feed-forward, head) that a parameter belongs to."""
+        """Return the part (embedding, mixer, convolution, feed-forward, norm, head) that a parameter belongs to."""
         ...
 
     def forward_flops_per_token(self, length: int) -> int:
@@ -100,7 +100,7 @@ class LanguageModel(Protocol):
 def sees_future(model: nn.Module) -> bool:
     """Return whether positions of a model see later tokens. Such a model is for labelling and cannot generate.
 
-    A model without an attribute of this name counts as causal; `verify` proves it.
+    A model without an attribute of this name counts as causal; `verify` tests whether it is.
     """
     return bool(getattr(model, "sees_future", False))
 
@@ -110,8 +110,8 @@ def evaluating(model: nn.Module, *, inference: bool = True) -> Iterator[None]:
     """Put a model into evaluation mode, in which dropout is off, and restore its mode afterwards.
 
     Args:
-        inference: Whether to enter torch's inference mode too. A generator leaves it off: the mode belongs to the
-            thread, so the consumer of its values would run in inference mode between them.
+        inference: Whether to enter torch's inference mode too. Leave it off in a generator: the mode belongs to the
+            thread, so code that consumes the values would run in inference mode too.
     """
     was_training = model.training
     model.eval()
@@ -126,7 +126,7 @@ def evaluating(model: nn.Module, *, inference: bool = True) -> Iterator[None]:
 
 
 def part_of(name: str) -> str:
-    """Return the part of a parameter by the module that holds it; parameters of no listed module belong to norms."""
+    """Return the part that a parameter belongs to, by the module that holds it; without a listed module, `norm`."""
     for module, word in PARTS.items():
         if module in f".{name}":
             return word

@@ -24,11 +24,11 @@ class Linear(nn.Linear):
         in_features: Width of the input.
         out_features: Width of the output.
         bias: Whether a bias is added.
-        parts: Output widths of the matrices that the weight stacks, where it holds several projections; empty for one
-            matrix. Results do not depend on it; an optimizer that treats a matrix as a whole does.
+        parts: Output widths of the projections stacked in the weight; empty for a single matrix. Results do not depend
+            on them, but an optimizer that updates a matrix as a whole does.
 
     Attributes:
-        drop_connect: Drops weights in training (samout_train.models.regularisation); None for nothing.
+        drop_connect: Drops weights in training (samout_train.models.regularisation); None to drop none.
     """
 
     drop_connect: nn.Dropout | None
@@ -43,7 +43,7 @@ class Linear(nn.Linear):
         return linear(input, self.weight_of_pass(), self.bias)
 
     def weight_of_pass(self) -> Tensor:
-        """Return the weight for one forward pass; copies of the weight do not apply to one with dropped elements."""
+        """Return the weight for one forward pass. With dropped elements it is a new tensor without weight copies."""
         if self.drop_connect is None:
             return self.weight
         dropped_NK: Tensor = self.drop_connect(self.weight)
@@ -53,7 +53,7 @@ class Linear(nn.Linear):
 class RMSNorm(nn.RMSNorm):
     """torch's RMSNorm, computed in the precision of its weights and rounded once to that of its input.
 
-    torch warns of an input in another precision, which autocast makes of most.
+    torch warns if the input has another precision, as most inputs have under autocast.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -118,7 +118,7 @@ class FeedForward(nn.Module):
             self.activation = F.relu
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        """Map (B, T, D) to (B, T, D), each position by itself."""
+        """Map (B, T, D) to (B, T, D), each position separately."""
         return cast(Tensor, self.down(self.dropout(self.activation(self.up(x_BTD)))))
 
 
@@ -130,7 +130,7 @@ class CausalConvolution(nn.Conv1d):
         size: Width of the kernel: the token itself and the `size - 1` tokens before it.
         bias: Whether a bias is added for each channel.
         silu: Whether SiLU follows.
-        feeds_products: Whether only products read the output, so that it may be in their precision.
+        feeds_products: Whether only matrix products read the output, which may then be in their precision.
     """
 
     @validated
@@ -147,7 +147,7 @@ class CausalConvolution(nn.Conv1d):
         self.silu, self.feeds_products = silu, feeds_products
 
     def forward(self, x_BTD: Tensor, tokens_BKD: Tensor | None = None) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        """Map each token, given itself and the tokens before it.
+        """Convolve each token with the tokens before it.
 
         Args:
             x_BTD: Input, T at least 1.

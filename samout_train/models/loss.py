@@ -1,7 +1,7 @@
 """Next-token cross-entropy as a sum. The caller adds the parts of a batch and divides once by all counted targets.
 
-If the logits would not fit comfortably into memory, the loss computes them a block of rows at a time, and their
-gradient takes their place: see ops/cross_entropy. torch's own `linear_cross_entropy` works in blocks, too, but sums in
+If the logits would not fit comfortably into memory, the loss computes them a block of rows at a time and overwrites
+them with their gradient: see ops/cross_entropy. torch's own `linear_cross_entropy` also works in blocks, but it sums in
 bfloat16 for bfloat16 inputs, reads the logits once for each of its operations, and exists only from torch 2.13.
 """
 
@@ -20,7 +20,7 @@ from samout_train.ops.linear import copy_of, linear
 
 # 128 MB in float32. Below it, on two cores of an AMD EPYC, logits in one block took 0.8 to 1.0 times as long.
 MOST_LOGITS = 2**25
-# Of a block on CUDA, where the fused kernel needs one for little else: 1 GB in bfloat16, and few, large products.
+# On CUDA the fused kernel needs little memory apart from the block: 1 GB in bfloat16, for few, large products.
 MOST_LOGITS_OF_A_BLOCK = {"cuda": 2**29}
 
 
@@ -77,7 +77,7 @@ def nats_and_state(
 def _counted(hidden_RD: Tensor, targets_R: Tensor, ignore_index: int, count: int) -> tuple[Tensor, Tensor]:
     """Return the first `count` rows with a counted target, padded with rows whose targets are ignored.
 
-    The size is fixed by the caller: reading the number of counted targets would wait for the device.
+    The caller fixes the size, because reading the number of counted targets would wait for the device.
     """
     place_R = (targets_R != ignore_index).nonzero_static(size=count, fill_value=-1).squeeze(1)
     targets_R = targets_R[place_R].masked_fill(place_R < 0, ignore_index)
@@ -130,7 +130,7 @@ def linear_cross_entropy_sum(
 class _LinearCrossEntropySum(torch.autograd.Function):
     """Loss and gradient in one pass: with respect to the logits, the gradient of a sum of nats is softmax - one-hot.
 
-    The gradient of what follows the sum enters only as a factor, in the backward pass.
+    The upstream gradient is only a factor, which the backward pass applies.
     """
 
     @staticmethod
@@ -152,7 +152,7 @@ class _LinearCrossEntropySum(torch.autograd.Function):
             to_hidden_RD, to_weight_VD = torch.empty_like(hidden_RD, dtype=products), torch.zeros_like(weight_VD)
         with torch.autocast(hidden_RD.device.type, enabled=False):
             inputs_RD, targets_R = hidden_RD.to(products), targets_R.contiguous()
-            # One piece of memory for all: a new one for each cost a third of the product on two cores of an Intel Xeon.
+            # One buffer for all: a new one per piece cost a third of the product on two cores of an Intel Xeon.
             piece_RV = head_VD.new_empty(min(rows, len(targets_R)), len(head_VD))
             for start in range(0, len(targets_R), rows):
                 piece = slice(start, start + rows)
@@ -171,7 +171,7 @@ class _LinearCrossEntropySum(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Any) -> Any:
         """Scale the gradients that the forward pass saved."""
         to_hidden_RD, to_weight_VD = ctx.saved_tensors
-        # With a vector the product is in float32, and rounded once, as it is written.
+        # As a vector, not a scalar, the factor keeps the product in float32, rounded once when it is written.
         scaled_RD = torch.empty_like(to_hidden_RD, dtype=ctx.hidden_dtype)
         torch.mul(to_hidden_RD, upstream[0].view(1), out=scaled_RD)
         return scaled_RD, to_weight_VD * upstream[0], None, None, None, None, None

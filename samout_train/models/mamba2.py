@@ -6,8 +6,8 @@
 With `output_gate=none` the output is W_o RMSNorm(y).
 
 Source: Dao and Gu, Transformers are SSMs (arXiv 2405.21060), sections 6 and 7, and its program: A starts as log U(1,
-16), b as the inverse softplus of exp U(log 0.001, log 0.1), D at 1, all without weight decay as vectors; matrices as
-torch draws them, W_o divided by the root of the number of layers.
+16), b as the inverse softplus of exp U(log 0.001, log 0.1), D at 1; as vectors, they have no weight decay. Matrices
+start as torch draws them, W_o divided by the root of the number of layers.
 """
 
 # B batch, T time, D width, H heads, K width of the shared keys, V of a head's values
@@ -36,7 +36,7 @@ class Mamba2(nn.Module):
         num_heads: Heads H.
         state_size: Width K of B and C.
         value_share: Width of x of all heads as a share of D.
-        convolution_size: Tokens that the convolution of x, B and C takes together; 0 for none.
+        convolution_size: Kernel width, in tokens, of the convolution of x, B and C; 0 for none.
         output_gate: Function of z that multiplies y before the norm: `silu`, `sigmoid`; or `none`, which leaves z out.
     """
 

@@ -57,13 +57,13 @@ class MaxPlus(nn.Module):
 
     Args:
         hidden_size: Width D.
-        num_heads: Accepted as by V8; has no effect.
+        num_heads: Accepted as in V8; has no effect.
         decay: The form of f. `none`: 0, which is V8. `learned`: softplus of one parameter per channel. `token`:
             softplus(W x_t + b), per channel and token.
-        decay_at_start: Initial f of a learned decay, and softplus(b) of a token's.
-        b_projection: Whether a and b, which are only ever added, have a matrix each, as in V8; else a alone has one.
+        decay_at_start: Initial f of a `learned` decay, and initial softplus(b) of a `token` decay.
+        b_projection: Whether a and b have a matrix each, as in V8. They occur only as a sum; False leaves out b.
         counters: Share of the channels that are counting blocks (`CountingMaximum`), rounded to whole blocks.
-        entries: As in `CountingMaximum`, and so are the temperatures.
+        entries: As in `CountingMaximum`, like the temperatures.
     """
 
     branches: Mapping[str, int] = {"a+b": 0, "c": 1, "decay": 3}
@@ -178,6 +178,6 @@ class MaxPlus(nn.Module):
 
 
 def _added_up(*projections_D: Tensor) -> tuple[Tensor, ...]:
-    """Return the streams a + b, c and d of projections in this order, or a, c and d where b has no matrix."""
+    """Return the streams a + b, c and d from projections in this order; a, c and d if b has no matrix."""
     *first, c, d = projections_D
     return sum(first[1:], first[0]), c, d

@@ -5,7 +5,7 @@ z = sigmoid(Wz x); h~ = g(Wh x), g(v) = v + 0.5 for v >= 0, else sigmoid(v); h_t
 Source: Feng et al., Were RNNs All We Needed? (arXiv 2410.01201), appendix B. Departure from the paper: the scan in log
 space joins neighbouring spans of 1, 2, 4, ... tokens (Hillis and Steele 1986). The paper subtracts sums of log(1 - z)
 from the start of the sequence, which grow with it: over 64 tokens in float32, the error of the gates' gradients was
-9e-5, against 6e-7 with spans. Chunks of 64 tokens, each from the state of the one before, need fewer rounds.
+9e-5, against 6e-7 with spans. Chunks of 64 tokens, each from the state of the previous one, need fewer rounds.
 """
 
 # B batch, T time, C time of a chunk, S time after the first span, D width, V vocabulary
@@ -30,7 +30,7 @@ class MinGRUMixer(nn.Module):
 
     Args:
         hidden_size: Width D.
-        num_heads: Accepted as by the other mixers; has no effect.
+        num_heads: Accepted because all mixers take it; has no effect.
     """
 
     @validated
@@ -177,7 +177,7 @@ class MinGRU(nn.Module):
         return out_BTV, next_state
 
     def part_of(self, name: str) -> str:
-        """Return the part of the model, as reports name it, that this parameter belongs to."""
+        """Return the part of the model that a parameter belongs to, as reports name it."""
         return part_of(name)
 
     def forward_flops_per_token(self, length: int) -> int:

@@ -4,15 +4,15 @@
     h_t = S_t^T q_t / max(|n_t . q_t|, 1);    f = sigmoid(w_f x + b_f), i = w_i x + b_i, k divided by sqrt(K)
     output = W_o (RMSNorm(h) * sigmoid(W_g x))
 
-exp(i) has no bound, so S and n are kept divided by exp(m_t), m_t = max(log f_t + m_{t-1}, i_t): a running maximum with
-decay, the scan that SamOut is built on (ops/max_scan). So divided, S is linear attention with the log-decay
-log f_t + m_{t-1} - m_t and the keys exp(i_t - m_t) k_t, both of at most 1, and n is a column of S more. m changes no
-output, hence takes no gradient.
+exp(i) has no bound, so S and n are stored divided by exp(m_t), m_t = max(log f_t + m_{t-1}, i_t). This is a running
+maximum with decay, the scan that SamOut is built on (ops/max_scan). After the division, S is linear attention with the
+log-decay log f_t + m_{t-1} - m_t and the keys exp(i_t - m_t) k_t, where neither the decay nor exp(i_t - m_t) exceeds 1.
+n is one more column of S. m changes no output, so it takes no gradient.
 
-Source: Beck et al., xLSTM (arXiv 2405.04517), section 2.3 and appendix A. w_f and w_i start at 0, b_f evenly from 3 to
-6 over the heads and b_i from N(0, 0.1^2), as in its program; the matrices of q, k, v and W_g from N(0, 2 / (5 D)) and
-W_o from N(0, 4 / (L^2 D)) with L layers. Difference: the block around it is that of the other mixers, without the
-projection up by 2.
+Source: Beck et al., xLSTM (arXiv 2405.04517), section 2.3 and appendix A. w_f and w_i start at 0, b_f evenly spaced
+from 3 to 6 over the heads and b_i from N(0, 0.1^2), as in its program; the matrices of q, k, v and W_g from
+N(0, 2 / (5 D)) and W_o from N(0, 4 / (L^2 D)) with L layers. Difference: the mixer sits in the same block as the
+others, without the up-projection by 2.
 """
 
 # B batch, T time, D width, H heads, K width of a head's keys, V of its values, W values and the sum of the gates
@@ -56,7 +56,7 @@ class MLSTM(nn.Module):
         num_heads: Heads H.
         key_share: Width of all heads' keys as a share of D.
         value_share: Width of all heads' values as a share of D.
-        convolution_size: Tokens that a convolution of q and k takes together; 0 for none.
+        convolution_size: Kernel width, in tokens, of a convolution of q and k; 0 for none.
         output_norm: `head`, `all` or `none`.
         output_gate: `sigmoid`, `silu` or `none`.
     """

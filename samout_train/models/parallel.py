@@ -6,8 +6,8 @@ parameters: they become vectors of one element here, and scalars again in everyt
 
 Activation checkpointing keeps only a layer's input and recomputes its activations in the backward pass.
 
-Source: Zhao et al., PyTorch FSDP (arXiv 2304.11277), of which fully_shard is the second form, with one shard per
-parameter; Chen et al., Training Deep Nets with Sublinear Memory Cost (arXiv 1604.06174).
+Source: Zhao et al., PyTorch FSDP (arXiv 2304.11277); fully_shard is its second version, which shards each parameter
+separately. Chen et al., Training Deep Nets with Sublinear Memory Cost (arXiv 1604.06174).
 """
 
 # B batch, T time
@@ -103,10 +103,10 @@ class ParallelModel:
         return nullcontext()
 
     def weight_copies(self, products: torch.dtype) -> AbstractContextManager[Any]:
-        """Return the context of a step, in which copies of the weights are made once for all of its products.
+        """Return the context of a step, which copies the weights once for all of its products.
 
         Args:
-            products: Their precision.
+            products: Precision of the products.
         """
         device, dtype = next(((p.device.type, p.dtype) for p in self.model.parameters()), ("", None))
         if not copies_weights(device) or dtype != torch.float32 or self.is_sharded or self._compiles:

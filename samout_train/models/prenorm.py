@@ -9,9 +9,10 @@ Models differ only in their mixers: embedding, norms, feed-forward and head are 
     gelu:       down(gelu(up(x))), with biases
 
 Source: pre-norm: Xiong et al., On Layer Normalization in the Transformer Architecture (arXiv 2002.04745); RMSNorm:
-Zhang and Sennrich (arXiv 1910.07467); SwiGLU: Shazeer, GLU Variants Improve Transformer (arXiv 2002.05202), whose inner
-width is two thirds of that of two matrices, here 8 / 3 D up to a multiple of 8; the initial weights `gpt2`: Radford et
-al., Language Models are Unsupervised Multitask Learners (2019), section 2.3, with the deviation of its program.
+Zhang and Sennrich (arXiv 1910.07467); SwiGLU: Shazeer, GLU Variants Improve Transformer (arXiv 2002.05202), with two
+thirds of the inner width of two matrices, here 8 / 3 D rounded up to a multiple of 8; the initial weights `gpt2`:
+Radford et al., Language Models are Unsupervised Multitask Learners (2019), section 2.3, with the deviation of its
+program.
 """
 
 # B batch, T time, D width, F inner width, V vocabulary
@@ -77,7 +78,7 @@ class SwiGLU(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        """Map (B, T, D) to (B, T, D), each position by itself."""
+        """Map (B, T, D) to (B, T, D), each position separately."""
         if (copy := found_copy(x_BTD, self.up.weight, blocks=2)) is not None:
             inner_BTF = gated_halves(stacked_linear(x_BTD, copy), silu=True)
         else:
@@ -90,7 +91,7 @@ class SwiGLU(nn.Module):
 
 
 def feed_forward_of(name: FeedForwardName, *, hidden_size: int, ffn_size: int | None, dropout: float) -> nn.Module:
-    """Return a feed-forward; without an inner width it has about the parameters of two matrices of 4 D."""
+    """Return a feed-forward; without an inner width it has about as many parameters as two matrices of 4 D."""
     if ffn_size is None:
         ffn_size = -(-int(INNER_SHARES[name] * hidden_size) // 8) * 8
     if name == "relu_gated":
@@ -200,7 +201,7 @@ def has_convolution(mixer: nn.Module) -> bool:
     return any(isinstance(part, CausalConvolution) for part in mixer.modules())
 
 
-# Settings of the model that reach only mixers without the part: the part, in words, and whether a mixer has its own.
+# Model settings that apply only to mixers without a part of their own: the part's name, and whether a mixer has it.
 FOR_MIXERS_WITHOUT: dict[str, tuple[str, Callable[[nn.Module], bool]]] = {
     "convolution_size": ("a convolution", has_convolution),
     "output_norm": ("an output gate", has_output_gate),
@@ -215,7 +216,7 @@ def _whose(nodes: Mapping[str, Any]) -> str:
 
 
 def _own_key(key: str, nodes: Mapping[str, Any]) -> str:
-    """Return what to set in place of a setting that mixers do not take: what they call it themselves.
+    """Return the fix for a setting that the mixers ignore: their own keys for it, or to leave it out.
 
     Args:
         key: The setting, one of FOR_MIXERS_WITHOUT.
@@ -246,7 +247,7 @@ def mixer_flops(mixer: nn.Module, length: int) -> int:
 
 
 class PreNormModel(nn.Module):
-    """Model language causally by pre-norm layers over any mixer.
+    """Model language causally, with pre-norm layers over any mixer.
 
     Args:
         vocab_size: Number of token ids V.
@@ -254,18 +255,18 @@ class PreNormModel(nn.Module):
         hidden_size: Width D.
         num_heads: Heads H of the mixer; must divide D.
         num_layers: Layers L.
-        ffn_size: Inner width of the feed-forward; None for about the parameters of two matrices of 4 D.
+        ffn_size: Inner width of the feed-forward; None for about as many parameters as two matrices of 4 D.
         dropout: Dropout of the outputs of mixer and feed-forward, unless their own is given.
-        mixer: Builds one layer's mixer from `hidden_size` and `num_heads`. A method `at_depth` of it is called with
-            the index of its layer, from 0, and the number of layers.
+        mixer: Builds one layer's mixer from `hidden_size` and `num_heads`. If the mixer has a method `at_depth`, it is
+            called with the index of the layer, from 0, and the number of layers.
         norm: `layer` (LayerNorm) or `rms` (RMSNorm).
         feed_forward: `relu_gated`, `swiglu` or `gelu`.
         convolution_size: Tokens in the kernel of a convolution before each mixer that lacks its own; 0 for no
             convolution.
         output_norm: Norm of the output of a mixer without its own output gate: RMSNorm of each `head`, or of `all`
             channels; or `none`.
-        output_gate: Function of W_g x that multiplies the output of a mixer without its own output gate, where x is
-            the mixer's input before a convolution: `silu`, `sigmoid`; or `none`.
+        output_gate: For a mixer without its own output gate: `silu` or `sigmoid` of W_g x multiplies its output, with x
+            the mixer's input before a convolution; or `none`.
         mixers: Builders of mixers by name, each like `mixer`.
         pattern: Names of `mixers` for the first layer, the second one and so on, repeated over the layers; None for
             `mixer` in every layer.
@@ -276,8 +277,8 @@ class PreNormModel(nn.Module):
         drop_connect: Share of the weights of each mixer's projections that are dropped in a pass.
         stochastic_depth: Share of the rows whose residual branches are dropped in the last layer.
         init: `published` draws the matrices of a mixer as its own source does and the others as torch does. `gpt2`
-            draws all of them from N(0, 0.02^2), those that write to the residual stream divided by sqrt(2 L), and
-            sets the biases of the feed-forward to 0. What a mixer draws beside matrices stays.
+            draws all matrices from N(0, 0.02^2), divides those that write to the residual stream by sqrt(2 L), and
+            sets the biases of the feed-forward to 0. Other initial values of a mixer do not change.
 
     Raises:
         ValueError: if num_heads does not divide hidden_size, or the mixers of the layers are not given.
@@ -305,7 +306,7 @@ class PreNormModel(nn.Module):
 
     @staticmethod
     def without_effect(settings: Mapping[str, Any], name: str) -> list[Problem]:
-        """Return the problems of settings that no mixer takes, as each of them has its own.
+        """Return a problem for each setting that has no effect, because every mixer has that part of its own.
 
         Args:
             settings: As in YAML, and valid.
@@ -441,7 +442,7 @@ class PreNormModel(nn.Module):
         return x_BTD, next_state
 
     def state_by_layer(self, state: Sequence[Any]) -> dict[str, Any]:
-        """Return each mixer's memory by layer, which may grow. Tokens of convolutions, plain inputs, are left out."""
+        """Return each mixer's memory by layer; it may grow. Convolution states are plain inputs and are left out."""
         named = {}
         for index, part in enumerate(state, start=1):
             memory: Any = part
@@ -451,7 +452,7 @@ class PreNormModel(nn.Module):
         return named
 
     def part_of(self, name: str) -> str:
-        """Return the part of the model that the parameter of this name belongs to, as shown in reports."""
+        """Return the part of the model that a parameter belongs to, as reports name it."""
         return part_of(name)
 
     def forward_flops_per_token(self, length: int) -> int:

@@ -24,7 +24,7 @@ from samout_train.ops.linear import LEAST_PRODUCTS, LEAST_WEIGHTS, MOST_ROWS
 from samout_train.runtime import cache_path, distributed, read_json
 
 FIXED = "SAMOUT_TRAIN_PRODUCTS"  # environment variable that sets the choice without a measurement
-MOST_FLOPS = 5e8  # of a measured product: some milliseconds
+MOST_FLOPS = 5e8  # of a measured product: a few milliseconds
 PROMPT_TOKENS = 512  # tokens in a pass, assumed for a loaded model of unknown use
 ROUNDS, MOST_SECONDS = 5, 0.3
 FEW_CALLS = 20
@@ -121,7 +121,7 @@ def decided(products: str | None) -> Iterator[None]:
 
 
 def bfloat16_share(shape: Shape) -> float | None:
-    """Return the time of both passes in bfloat16 over that in float32; None for small products."""
+    """Return the time of a forward and backward pass in bfloat16 over that in float32; None for small products."""
     if shape[0] * shape[1] * shape[2] < LEAST_PRODUCTS:
         return None
     found = kept("bfloat16", shape, ("fp32", "bf16"), lambda: _both_passes(shape))
@@ -278,7 +278,7 @@ def _tensors(shape: Shape) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _fastest(ways: Mapping[str, Callable[[], None]]) -> dict[str, float]:
-    """Return the least seconds of each, measured in turns, so that a disturbance affects all of them."""
+    """Return the shortest time of each, in seconds. They take turns, so that a disturbance affects all of them."""
     least = dict.fromkeys(ways, float("inf"))
     for way in ways.values():
         way()

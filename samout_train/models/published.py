@@ -30,7 +30,7 @@ NAMES = {
     V8_PROJECTION: "mixer.projection.weight",
 }
 OUTSIDE = ("em.weight", "head.weight")  # parameters outside the layers
-# Tensors of the V1 of the public repository that V1 here lacks.
+# Tensors that the public repository's V1 has and V1 here lacks.
 POSITIONED = re.compile(r"pos\.weight|down\.\d+\.weight", re.ASCII)
 OTHER_V1 = (
     "these are weights of the V1 of the public repository, which is another program than V1 here: it concatenates a "

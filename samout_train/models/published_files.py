@@ -139,7 +139,7 @@ def tensors_by_place(content: Any) -> dict[str, dict[str, Tensor]]:
 
 
 def is_safetensors(head: bytes) -> bool:
-    """Return whether a file begins as safetensors files do, with the length of a JSON header and the header."""
+    """Return whether a file begins like a safetensors file: with the length of a JSON header, then the header."""
     return head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= LARGEST_HEADER
 
 
@@ -166,7 +166,7 @@ def published_tensors(content: Any) -> dict[str, Tensor]:
         content: A state_dict, alone or below a key, wrapped or not; or a module of stand-ins.
 
     Raises:
-        ValueError: if it lacks such weights, or has several different ones.
+        ValueError: if it lacks such weights, or holds several different models.
     """
     found = list(_states(content))
     states: list[_State] = []

@@ -26,7 +26,7 @@ from samout_train.models.state import KeyValueCache, as_cache, extended, length_
 from samout_train.models.transformer import causal_mask
 
 CELLS = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
-# oneDNN has a bfloat16 LSTM for CPUs with AVX-512 alone, and torch fails on others instead of taking another way.
+# oneDNN has a bfloat16 LSTM only for CPUs with AVX-512. On others, torch fails instead of falling back.
 HAS_BF16_LSTM = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
@@ -147,7 +147,7 @@ class Recurrent(nn.Module):
         Args:
             ids_BT: Token ids, int64, T at least 1.
             state: State returned by the previous call; None at the start of a sequence.
-            return_hidden: Whether to return the head's input (B, T, D) in place of the logits.
+            return_hidden: Whether to return the head's input (B, T, D) in place of the logits; 2 D if bidirectional.
 
         Returns:
             (logits_BTV, state): The logits and a HiddenState; an LSTMState for an LSTM.
@@ -176,7 +176,7 @@ class Recurrent(nn.Module):
         return _by_layer(*state)
 
     def part_of(self, name: str) -> str:
-        """Return the part of the model, as reports name it, that this parameter belongs to."""
+        """Return the part of the model that a parameter belongs to, as reports name it."""
         return part_of(name)
 
     def forward_flops_per_token(self, length: int) -> int:
@@ -192,14 +192,14 @@ class Recurrent(nn.Module):
 
 
 class LSTMAttention(nn.Module):
-    """A language model of an LSTM and one attention over its hidden states.
+    """A language model with an LSTM and one attention over its hidden states.
 
     Args:
         vocab_size: Number of token ids V.
         pad_id: The id whose embedding starts at zero and takes no gradient; None for no padding.
         hidden_size: Width D.
         num_layers: Layers L of the LSTM.
-        max_seq_len: The most tokens of a sequence, all calls together.
+        max_seq_len: Maximum number of tokens in a sequence, over all calls.
         dropout: Dropout between the LSTM's layers and of the attention weights.
     """
 
@@ -281,7 +281,7 @@ class LSTMAttention(nn.Module):
         return {**_by_layer(state.hidden_BLD, state.cell_BLD), "attention": state.cache}
 
     def part_of(self, name: str) -> str:
-        """Return the part of the model, as reports name it, that this parameter belongs to."""
+        """Return the part of the model that a parameter belongs to, as reports name it."""
         return part_of(name)
 
     def forward_flops_per_token(self, length: int) -> int:
@@ -315,7 +315,7 @@ def _for_torch(*parts: Tensor) -> tuple[Tensor, ...]:
 
 
 def _run(mixer: nn.Module, x_BTD: Tensor, given: Any, *, is_lstm: bool) -> Any:
-    """Run one of torch's recurrent networks; an LSTM in float32 on a CPU that has none in the precision of autocast."""
+    """Run a recurrent network of torch; an LSTM runs in float32 if the CPU has none in autocast's precision."""
     if is_lstm and x_BTD.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
         has_one = HAS_BF16_LSTM and torch.get_autocast_dtype("cpu") == torch.bfloat16
         with torch.autocast("cpu", enabled=has_one):

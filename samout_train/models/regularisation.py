@@ -4,17 +4,17 @@
     x = x + depth(mixer_dropout(mixer(norm(x))))
     x = x + depth(ffn_dropout(down(ffn_inner_dropout(inner(norm(x))))))
 
-A layer in the published form of SamOut has one residual connection, so depth(...) is once there. All random numbers are
-drawn by torch's generator of the device, in each forward pass: a micro-step and a chunk of a row draw their own. What
-is dropped changes outputs only. The state of a mixer whose output is dropped is carried on as usual.
+A layer in the published form of SamOut has one residual connection, so depth(...) occurs once there. torch's generator
+for the device draws the random numbers of each forward pass, so every micro-step and every chunk of a row has its own.
+A mixer whose output is dropped still carries its state on.
 
 Source: Srivastava et al., Dropout (JMLR 15, 2014). DropConnect: Wan et al., Regularization of Neural Networks using
-DropConnect (ICML 2013), here with one mask for all tokens of a pass, as AWD-LSTM has it for its recurrent matrices
-(Merity et al., arXiv 1708.02182). No matrix leads from state to state here. The mask is on the matrix named
-`projection`, which makes the streams that a mixer's state is made of, so that its noise is the same for all tokens that
-meet in a state. Stochastic depth: Huang et al., Deep Networks with Stochastic Depth (arXiv 1603.09382), with the linear
-rule of section 3. Departures: each row draws by itself, and what is kept is divided by its probability in training, so
-that evaluation needs no factor.
+DropConnect (ICML 2013), here with one mask for all tokens of a pass, as in AWD-LSTM for its recurrent matrices (Merity
+et al., arXiv 1708.02182). No matrix maps state to state here, so the mask applies to the matrix named `projection`.
+A mixer builds its state from the streams of that matrix, so all tokens that meet in a state have the same noise.
+Stochastic depth: Huang et al., Deep Networks with Stochastic Depth (arXiv 1603.09382), with the linear rule of section
+3. Departures: each row draws independently, and kept branches are divided by their probability in training, so that
+evaluation needs no factor.
 """
 
 # B batch, T time, D width
@@ -35,7 +35,7 @@ class Regularisation:
     Args:
         mixer_dropout: Share of the elements of the mixer's output that are dropped.
         ffn_inner_dropout: The same between the matrices of the feed-forward.
-        ffn_dropout: The same of its output.
+        ffn_dropout: The same for the feed-forward's output.
         drop_connect: Share of the weights of the mixer's projections that are dropped in a pass.
         stochastic_depth: Share of the rows whose residual branch is dropped.
     """
@@ -60,7 +60,7 @@ def rate_of_site(rate: float | None, by_dropout: float = 0.0) -> float:
     """Return the dropout of a site.
 
     Args:
-        rate: The setting of the site; None where `dropout` decides.
+        rate: The setting of the site; None if `dropout` decides.
         by_dropout: The rate that the model's setting `dropout` gives to this site.
     """
     if rate is None:
@@ -69,7 +69,7 @@ def rate_of_site(rate: float | None, by_dropout: float = 0.0) -> float:
 
 
 class StochasticDepth(nn.Dropout):
-    """Drop the residual branch of rows, and divide it by the probability of being kept elsewhere."""
+    """Drop the residual branch of some rows; in the others, divide it by its probability of being kept."""
 
     def forward(self, y_BTD: Tensor) -> Tensor:
         """Return the branch, with zeros in the rows that are dropped."""
@@ -79,7 +79,7 @@ class StochasticDepth(nn.Dropout):
 
 
 def joined(x_BTD: Tensor, branch_BTD: Tensor, dropout: nn.Dropout, depth: StochasticDepth) -> Stream:
-    """Return x + depth(dropout(branch)), as a sum that may still have to be made; see `residual`."""
+    """Return x + depth(dropout(branch)), possibly as a deferred sum; see `residual`."""
     if depth.training and depth.p:
         return x_BTD + depth(dropout(branch_BTD))
     return residual(x_BTD, branch_BTD, dropout.p if dropout.training else 0.0)

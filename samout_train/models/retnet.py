@@ -58,7 +58,7 @@ class RetNet(nn.Module):
         num_heads: Heads H; later heads have longer memory.
         key_share: Width of all heads' keys as a share of D.
         value_share: Width of all heads' values as a share of D.
-        convolution_size: Tokens that a convolution of q, k and v takes together; 0 for none.
+        convolution_size: Kernel width, in tokens, of a convolution of q, k and v; 0 for none.
         output_norm: `head`, `all` or `none`.
         output_gate: `silu`, `sigmoid` or `none`.
     """

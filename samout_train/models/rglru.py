@@ -3,7 +3,7 @@
     r = sigmoid(W_r u + b_r), i = sigmoid(W_i u + b_i);   log a = -8 softplus(Lambda) r
     h_t = a_t h_{t-1} + sqrt(1 - a_t^2) (i_t u_t);        output = W_o (GELU(W_g x) * h),  u = convolution(W_u x)
 
-W_r and W_i are block-diagonal, a block for each head. With `output_gate=none` the output is W_o h.
+W_r and W_i are block-diagonal, with one block per head. With `output_gate=none` the output is W_o h.
 
 Source: De et al., Griffin (arXiv 2402.19427), sections 2.3 and 2.4 and appendix A, and the program of RecurrentGemma:
 the decay at r = 1 starts between 0.9 and 0.999, uniform in its square; the gradient of the square root is at most
@@ -33,7 +33,7 @@ CONVOLUTION_STD = 0.1  # divided by the root of its number of tokens
 
 
 class RGLRU(nn.Module):
-    """Mix by a real-gated linear recurrent unit with its two branches, or the recurrent one alone.
+    """Mix by a real-gated linear recurrent unit, with both branches or with the recurrent branch alone.
 
     Args:
         hidden_size: Width D.

@@ -2,13 +2,13 @@
 
     o_t = sum over t - W < s <= t of softmax_s(q_t . k_s / sqrt(K)) v_s;   output = W_o o
 
-Positions are relative: a call numbers the tokens from the first one that it can see, or from the padding before it in a
-batch of several lengths. So the state of a window is the last W - 1 keys, not yet turned, and their values, whatever
-the length of the sequence, and angles stay small.
+Positions are relative: each call counts them from the first token that it can see, or from the padding before it in a
+batch of several lengths. The state of a window is therefore the last W - 1 keys, before rotation, and their values. Its
+size does not depend on the length of the sequence, and angles stay small.
 
 Source: Vaswani et al. (arXiv 1706.03762); rotary positions: Su et al., RoFormer (arXiv 2104.09864); RMSNorm of queries
-and keys: Henry et al., Query-Key Normalization for Transformers (arXiv 2010.04245), with RMSNorm as OLMo 2 has it
-(arXiv 2501.00656), but for each head by itself; the window: Beltagy et al., Longformer (arXiv 2004.05150), section 3.1.
+and keys: Henry et al., Query-Key Normalization for Transformers (arXiv 2010.04245), with RMSNorm as in OLMo 2 (arXiv
+2501.00656), but for each head separately; the window: Beltagy et al., Longformer (arXiv 2004.05150), section 3.1.
 """
 
 # B batch, T time, S time of what is seen, W window, D width, H heads, K width of a head, N blocks of a window
@@ -30,9 +30,9 @@ class Seen(NamedTuple):
     """Hold the keys and values that later tokens may attend to.
 
     Args:
-        keys_BHSK: Keys, not turned by their position.
+        keys_BHSK: Keys before rotation by their positions.
         values_BHSK: Values.
-        missing_B: How many places at the start of each sequence are padding; None for none.
+        missing_B: Number of padding places at the start of each sequence; None for no padding.
     """
 
     keys_BHSK: Tensor
@@ -44,14 +44,14 @@ torch.serialization.add_safe_globals([Seen])
 
 
 class RotaryAttention(nn.Module):
-    """Attend causally to all tokens so far, or to the last ones.
+    """Attend causally to all tokens so far, or to those of a window.
 
     Args:
         hidden_size: Width D.
         num_heads: Heads H.
         window: Tokens that a token attends to, itself included; None for all, with a state that grows with the
             sequence.
-        qk_norm: Whether queries and keys pass an RMSNorm, each head by itself.
+        qk_norm: Whether to apply an RMSNorm to queries and keys, to each head separately.
     """
 
     @validated
@@ -102,7 +102,7 @@ class RotaryAttention(nn.Module):
         return joined_BTD, after
 
     def _turned_from_start(self, q_BHTK: Tensor, k_BHTK: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Return what `turned_heads` does, for the tokens of a sequence from its first."""
+        """Return the result of `turned_heads` at the start of a sequence, where positions count from 0."""
         if isinstance(self.query_norm, RMSNorm):
             return turned_heads(q_BHTK, k_BHTK, self.query_norm, self.key_norm)
         return turned_heads(q_BHTK, k_BHTK)
@@ -126,7 +126,7 @@ class RotaryAttention(nn.Module):
         return (back_TS >= 0) & (back_TS < window)
 
     def _by_blocks(self, q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, size: int) -> Tensor:
-        """Return o, each block of W queries over its own keys and those of the block before it."""
+        """Return o; each block of W queries attends to its own keys and to those of the block before it."""
         time = q_BHTK.shape[2]
         missing = -time % size
         q_BHNWK = F.pad(q_BHTK, [0, 0, 0, missing]).unflatten(2, (-1, size))
@@ -152,6 +152,6 @@ class RotaryAttention(nn.Module):
 
 
 def _with_block_before(x_BHTK: Tensor, size: int) -> Tensor:
-    """Return (B, H, N, 2 W, K): each block of W tokens after the one before it, the first after zeros."""
+    """Return (B, H, N, 2 W, K): each block of W tokens preceded by the block before it, the first by zeros."""
     x_BHNWK = F.pad(x_BHTK, [0, 0, size, -x_BHTK.shape[2] % size]).unflatten(2, (-1, size))
     return torch.cat([x_BHNWK[:, :, :-1], x_BHNWK[:, :, 1:]], dim=3)

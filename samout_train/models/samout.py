@@ -177,7 +177,7 @@ class GatedFeedForward(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, u_BTD: Tensor) -> Tensor:
-        """Map (B, T, D) to (B, T, D), each position by itself."""
+        """Map (B, T, D) to (B, T, D), each position separately."""
         if (copy := found_copy(u_BTD, self.up.weight, blocks=2)) is not None:
             inner_BTF = gated_halves(stacked_linear(u_BTD, copy))
         else:
@@ -201,7 +201,7 @@ class SamOutLayer(nn.Module):
         norm: `published`: the feed-forward's output is blended with the input by the learnable scalar alpha, normalised
             and added to the input. `pre`: mixer and feed-forward each read the norm of their residual stream.
         convolution_size: Kernel width, in tokens, of a convolution before the mixer; 0 for none.
-        output_gate: What follows the mixer; None for nothing.
+        output_gate: Norm and gate of the mixer's output; None for neither.
     """
 
     alpha: Tensor
@@ -241,7 +241,7 @@ class SamOutLayer(nn.Module):
     def forward(self, stream: Stream | Blended, state: Any) -> tuple[Stream | Blended, Any]:
         """Return the layer's output (B, T, D) and its next state: the mixer's, or a LayerState.
 
-        The output is that of `blended`, or with pre-norm that of `residual`.
+        `blended` makes the output of a published layer, and `residual` that of a pre-norm layer.
         """
         if self.feed_forward_norm is not None:
             x_BTD, y_BTD = add_norm(cast(Stream, stream), self.norm)
@@ -260,7 +260,7 @@ class SamOutLayer(nn.Module):
         if self.training:
             dropout = self.ffn_dropout.p
         y = blended(self.feed_forward(u_BTD), x_BTD, self.alpha, self.norm, dropout)
-        if self.training and self.stochastic_depth.p:  # the kernel adds x, so the branch is what is left without it
+        if self.training and self.stochastic_depth.p:  # the kernel already adds x: subtract it to get the branch
             y_BTD = y.x_BTD if isinstance(y, Blended) else y
             y = x_BTD + self.stochastic_depth(y_BTD - x_BTD)
         return y, state
@@ -283,7 +283,7 @@ class SamOutLayer(nn.Module):
         return self.feed_forward_norm is None and self.convolution is None and self.output_gate is None
 
     def _takes_step(self, x_BTD: Tensor) -> bool:
-        # By exact type: a class derived from these two may compute something else.
+        # Compare exact types: a class derived from these two may compute something else.
         if not (self.is_published and type(self.mixer) in (MaxState, MaxStateSuper) and takes_step(x_BTD)):
             return False
         return not (self.training and drops(self))
@@ -332,7 +332,7 @@ class SamOut(nn.Module):
             deviation 0.02, which trains better (tiny Shakespeare: V1 2.22 instead of 2.54 nats, V8 2.09 instead of
             2.16).
         mixer: Builds one layer's mixer from `hidden_size` and `num_heads`.
-        norm: Places of norms and residual connections: `published`, or `pre`, with a last norm before the head.
+        norm: Places of norms and residual connections: `published`, or `pre`, with a final norm before the head.
         convolution_size: Kernel width, in tokens, of a causal convolution before each mixer; 0 for none.
         output_norm: Norm of a mixer's output, see samout_train.models.heads.OutputGate: `head`, `all` or `none`.
         output_gate: Gate of a mixer's output: `silu`, `sigmoid` or `none`.
@@ -349,7 +349,7 @@ class SamOut(nn.Module):
 
     @staticmethod
     def problems(settings: Mapping[str, Any], name: str) -> list[str]:
-        """Return the problems of settings that are valid one by one; `name` is the key of this group of settings."""
+        """Return the problems between settings that are each valid alone; `name` is the key above them."""
         width, heads = settings["hidden_size"], settings["num_heads"]
         problem = not_divisible(f"{name}.hidden_size", width, f"{name}.num_heads", heads)
         if problem is None:
@@ -471,7 +471,7 @@ class SamOut(nn.Module):
         return named
 
     def part_of(self, name: str) -> str:
-        """Return the part of the model, as reports name it, that this parameter belongs to."""
+        """Return the part of the model that a parameter belongs to, as reports name it."""
         part = part_of(name)
         if part == "embedding" and self.head is None:
             return "embedding (also head)"

@@ -8,9 +8,9 @@ below are. Call `compact_state` before saving: a state may be a view of a larger
 sequence), and a key-value cache may have spare room. Earlier versions saved dictionaries with the fields of
 `LayerState` and `KeyValueCache`; models accept those too.
 
-The keys and values of attention are the only state here that grows with the sequence. Sequences of several lengths can
-still be one batch (`join_states`): a NamedTuple with a field `missing_B` has its time in dimension 2 of its other
-tensors, and the first `missing_B` places of a row are padding that its module must not attend to.
+The keys and values of attention are the only state here that grows with the sequence. Sequences of different lengths
+can still form one batch (`join_states`). In a NamedTuple with a field `missing_B`, time is dimension 2 of the other
+tensors; the first `missing_B` places of a row are padding, which attention must ignore.
 """
 
 # B batch, D width, H heads, K width per head (of a convolution: tokens back), T time of new tokens, S time with room
@@ -26,7 +26,7 @@ LEAST_ROOM = 256
 
 
 class LayerState(NamedTuple):
-    """The state of a layer that has a convolution.
+    """The state of a layer or a mixer that has a convolution.
 
     Args:
         mixer: The mixer's state; None at the start of a sequence.
@@ -43,9 +43,9 @@ class KeyValueCache(NamedTuple):
     Args:
         keys_BHSK: Keys; there may be room after `length`, which the next call writes into.
         values_BHSK: Values.
-        length: The number of valid tokens, of the longest sequence of a batch.
+        length: The number of valid tokens in the longest sequence of a batch.
         written: The number of tokens written, 0-d int64 on the CPU, shared by all states that share the room.
-        missing_B: How many places at the start of each sequence are padding; None for none.
+        missing_B: Number of padding places at the start of each sequence; None for no padding.
     """
 
     keys_BHSK: Tensor
@@ -59,7 +59,7 @@ torch.serialization.add_safe_globals([LayerState, KeyValueCache])
 
 
 def as_layer_state(state: Any) -> LayerState:
-    """Return a LayerState from one, from the dictionary of an earlier version, or from a mixer's state alone."""
+    """Convert a LayerState, the dictionary of an earlier version, or a mixer's state alone to a LayerState."""
     if isinstance(state, LayerState):
         return state
     if isinstance(state, dict):
@@ -68,7 +68,7 @@ def as_layer_state(state: Any) -> LayerState:
 
 
 def as_cache(state: Any) -> KeyValueCache | None:
-    """Return a cache from one, from the dictionary of an earlier version, or None at the start of a sequence."""
+    """Convert a cache or the dictionary of an earlier version to a cache; None, the start of a sequence, stays None."""
     if isinstance(state, dict):
         return KeyValueCache(**state)
     cache: KeyValueCache | None = state
@@ -112,10 +112,10 @@ def repeat_state(state: Any, times: int) -> Any:
 
 
 def join_states(states: Sequence[Any]) -> Any:
-    """Return the state of the sequences of several states as one batch, in their order; it shares no memory with them.
+    """Join the states of several batches into the state of one batch, in order. It shares no memory with them.
 
     Raises:
-        ValueError: if they do not fit together, such as tensors that grow with the sequence and have no `missing_B`.
+        ValueError: if they do not fit together, such as tensors that grow with the sequence but have no `missing_B`.
     """
     first = states[0]
     if isinstance(first, Tensor):
@@ -139,7 +139,7 @@ def join_states(states: Sequence[Any]) -> Any:
 
 
 def take_sequences(state: Any, numbers: Sequence[int]) -> Any:
-    """Return the state of some sequences of a batch, without padding that all of them have; it shares no memory."""
+    """Return a copy of the state of some sequences of a batch, without the padding that all of them share."""
 
     def taken(part: Tensor) -> Tensor:
         return part.index_select(0, torch.tensor(numbers, dtype=torch.int64, device=part.device))
@@ -148,7 +148,7 @@ def take_sequences(state: Any, numbers: Sequence[int]) -> Any:
 
 
 def _joined_with_padding(states: Sequence[Any]) -> Any:
-    """Return growing states as one, those of shorter sequences padded at their start."""
+    """Join growing states into one; shorter sequences are padded at their start."""
     compact = [without_room(state) if isinstance(state, KeyValueCache) else state for state in states]
     lengths = [state[0].shape[2] for state in compact]
     longest = max(lengths)
@@ -167,7 +167,7 @@ def _joined_with_padding(states: Sequence[Any]) -> Any:
 
 
 def _without_padding(state: Any) -> Any:
-    """Return a state whose growing parts have no padding that all of their sequences have."""
+    """Cut from the growing parts of a state the padding that all of their sequences share."""
     if hasattr(state, "missing_B"):
         if state.missing_B is None:
             return state
@@ -201,7 +201,7 @@ def state_to(state: Any, device: torch.device | str) -> Any:
 
 
 def compact_state(state: Any) -> Any:
-    """Return a copy without spare room and views of larger tensors, to save it."""
+    """Return a copy for saving, without spare room or views of larger tensors."""
     return map_state(lambda part: part.clone(), state)
 
 
@@ -219,7 +219,7 @@ def state_bytes(state: Any) -> int:
 
 
 def held_bytes(state: Any) -> int:
-    """Return the bytes that a state keeps alive, with a cache's spare room and the tensors that it is a view of."""
+    """Return the bytes that a state keeps alive, including a cache's spare room and the tensors behind views."""
     storages: dict[int, int] = {}
 
     def hold(part: Tensor) -> Tensor:
@@ -249,7 +249,7 @@ def extended(cache: KeyValueCache | None, keys_BHTK: Tensor, values_BHTK: Tensor
 
     Args:
         cache: The cache so far; None for a new sequence.
-        capacity: The most tokens that the sequence can reach.
+        capacity: Maximum number of tokens in the sequence.
     """
     time = keys_BHTK.shape[2]
     if cache is None:
@@ -280,11 +280,11 @@ def _cache(keys_BHSK: Tensor, values_BHSK: Tensor, length: int, missing_B: Tenso
 
 
 def padding_of(missing_B: Tensor | None, length: int) -> Tensor | None:
-    """Return (B, S), True at the places of a growing state that are padding; None for none.
+    """Return (B, S), True where a place of a growing state is padding; None without padding.
 
     Args:
-        missing_B: Of the state.
-        length: S, its places and those of the new tokens.
+        missing_B: The field of the state.
+        length: S, the places of the state plus those of the new tokens.
     """
     if missing_B is None:
         return None

@@ -79,8 +79,8 @@ class Attention(nn.Module):
             cache: Keys and values of earlier tokens.
             padding_mask_BS: True where a token, earlier or in the input, is padding; other tokens do not attend to it.
             rotation: Rotation of queries and keys, from `rotation_of`; None for none.
-            capacity: The most tokens that the cache can reach.
-            return_attention: Whether to return the weights (B, H, T, S) too, from an unfused path.
+            capacity: Maximum number of tokens in the cache.
+            return_attention: Whether to also return the weights (B, H, T, S), which requires an unfused path.
 
         Returns:
             (y_BTD, cache, weights_BHTS): The output, the next cache, and the weights or None.
@@ -124,7 +124,7 @@ def rotation_of(past: int, x_BTD: Tensor, head_width: int, missing_B: Tensor | N
         past: The position of the first token.
         x_BTD: Sets T, the device and the dtype.
         head_width: K.
-        missing_B: What each sequence has less than `past`; None for nothing.
+        missing_B: By how many tokens each sequence is shorter than `past`; None if none is.
 
     Returns:
         (T, P) each, or (B, 1, T, P) with `missing_B`.
@@ -235,10 +235,10 @@ class Transformer(nn.Module):
         hidden_size: Width D.
         num_heads: Heads H; must divide D, and D / H must be even for rotary positions.
         num_layers: Blocks L.
-        max_seq_len: The most tokens of a sequence, all calls together, and the number of `learned` positions.
+        max_seq_len: Maximum number of tokens in a sequence, over all calls, and the number of `learned` positions.
         ffn_size: Inner width of the feed-forward; None for 4 D.
         dropout: Dropout of the attention weights and inside the feed-forward.
-        norm: `pre`, with a last norm before the head, or `post`.
+        norm: `pre`, with a final norm before the head, or `post`.
         positions: `rotary` (base 10,000) or `learned`.
         activation: Activation of the feed-forward, `relu` or `gelu`.
         causal: False lets each position attend to the whole sequence.
@@ -250,7 +250,7 @@ class Transformer(nn.Module):
 
     @staticmethod
     def problems(settings: Mapping[str, Any], name: str) -> list[str]:
-        """Return the problems of settings that are valid one by one; `name` is the key of this group of settings."""
+        """Return the problems between settings that are each valid alone; `name` is the key above them."""
         width, heads = settings["hidden_size"], settings["num_heads"]
         problem = not_divisible(f"{name}.hidden_size", width, f"{name}.num_heads", heads)
         if problem is None and settings["positions"] == "rotary" and (width // heads) % 2:
@@ -336,7 +336,7 @@ class Transformer(nn.Module):
             ids_BT: Token ids, int64, T at least 1.
             state: State returned by the previous call; None at the start of a sequence.
             padding_mask_BS: True where a token, earlier or in `ids_BT`, is padding; other tokens do not attend to it.
-            return_attention: Whether to return the weights of each layer, (B, H, T, S), too.
+            return_attention: Whether to also return the attention weights of each layer, (B, H, T, S).
             return_hidden: Whether to return the head's input (B, T, D) in place of the logits.
 
         Returns:
@@ -383,7 +383,7 @@ class Transformer(nn.Module):
         return out_BTV, next_state
 
     def _embedded(self, ids_BT: Tensor, past: int, missing_B: Tensor | None) -> tuple[Stream, Rotation | None]:
-        """Return the embedded tokens, with learned positions added, or with the rotation by rotary ones."""
+        """Return the embedded tokens plus learned positions, or the tokens alone and the rotation for rotary ones."""
         x_BTD = self.embedding(ids_BT)
         if self.positions is None:
             return x_BTD, rotation_of(past, x_BTD, self.head_width, missing_B)
@@ -393,7 +393,7 @@ class Transformer(nn.Module):
         return x_BTD + self.positions(torch.arange(past, end, device=x_BTD.device) - missing_B[:, None]), None
 
     def part_of(self, name: str) -> str:
-        """Return the part of the model, as reports name it, that this parameter belongs to."""
+        """Return the part of the model that a parameter belongs to, as reports name it."""
         return part_of(name)
 
     def forward_flops_per_token(self, length: int) -> int:

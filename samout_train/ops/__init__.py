@@ -1,4 +1,4 @@
-"""Operations: torch only, nothing of the rest of the package."""
+"""Operations on tensors, with fused kernels where numba or triton is there. They know nothing of models."""
 
 import lazy_loader
 

@@ -1,8 +1,8 @@
 """Split time into chunks, and sum log-decays over spans inside a chunk, for all recurrences over matrices.
 
-A span's sum is made by adding its own terms, all at most 0, and never as a difference of two longer sums: nothing
-cancels, only numbers of at most 1 come out of the exponential, and a term may be minus infinity. So a recurrence is
-reset where its log-decay is minus infinity, exactly, with gradients that are exactly 0 across that token.
+A span's sum adds the span's own terms, all at most 0; it is never the difference of two longer sums. So nothing
+cancels, no exponential exceeds 1, and a term may be minus infinity. A log-decay of minus infinity resets the recurrence
+exactly, and gradients across that token are exactly 0.
 """
 
 # B batch, H heads, T time, N chunks, C tokens of a chunk, I, J and M tokens of the same chunk, K width of a key,
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 @contextmanager
 def without_autocast(device_type: str) -> Iterator[None]:
-    """Disable autocast inside of the context: sums over time are too long for half precision."""
+    """Disable autocast inside the context: sums over time are too long for half precision."""
     with torch.autocast(device_type, enabled=False):
         yield
 
@@ -54,20 +54,20 @@ def with_what_came_before(o_BHNCV: Tensor, q_BHNCK: Tensor, before: list[Tensor 
 def span_decays(log_decay_BHNC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the decays between the tokens of a chunk, since its start, and until its end.
 
-    There are no gradients of gradients.
+    There is no second derivative.
 
     Source: Dao and Gu, Transformers are SSMs (arXiv 2405.21060), listing 1, `segsum`.
 
     Returns:
-        (between_BHNIJ, since_BHNC, until_BHNC): over the tokens after j up to i, where j <= i, 1 on the diagonal, and 0
-            elsewhere; over the tokens up to one; over the tokens after it.
+        (between_BHNIJ, since_BHNC, until_BHNC): between covers the tokens after j up to i for j <= i, which gives 1 on
+            the diagonal, and is 0 elsewhere; since covers the tokens up to each one, until those after it.
     """
     decays: tuple[Tensor, Tensor, Tensor] = _SpanDecays.apply(log_decay_BHNC)
     return decays
 
 
 class _SpanDecays(torch.autograd.Function):
-    """Sum over spans: a term of token m is in all spans that begin before it and end at it or later."""
+    """Sum over spans: the term of token m is in all spans that begin before m and end at m or later."""
 
     @staticmethod
     def forward(ctx: Any, log_decay_BHNC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -83,7 +83,7 @@ class _SpanDecays(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_between: Tensor, grad_since: Tensor, grad_until: Tensor) -> Tensor:
-        """Add up over the spans that begin before a token, then over those of them that end at it or later."""
+        """Add up over the spans that begin before a token, then over those that also end at it or later."""
         between_BHNIJ, since_BHNC, until_BHNC = ctx.saved_tensors
         of_sums_BHNIJ = grad_between * between_BHNIJ
         of_sums_BHNIJ[..., -1, :].addcmul_(grad_until, until_BHNC)

@@ -1,8 +1,8 @@
 """Call the chunk kernels of flash-linear-attention on CUDA for recurrences over matrices. Needs the extra [fla].
 
-They take half precision: their products round float32 to TF32, so chunks in torch run where float32 is asked for. They
+They run in half precision only: their products round float32 to TF32, so float32 runs in torch's chunks instead. They
 subtract sums of log-decays within a chunk, so a log-decay of minus infinity is replaced by one that leaves nothing.
-They have their own autograd, and torch.compile does not see into them. No code of theirs is here.
+They have their own autograd, and torch.compile does not see into them. None of their code is copied here.
 """
 
 # B batch, H heads, T time, K width of a key, V width of a value
@@ -20,7 +20,7 @@ HALF = (torch.bfloat16, torch.float16)
 def takes(k_BHTK: Tensor, v_BHTV: Tensor) -> bool:
     """Return whether the kernels of flash-linear-attention run this; the precision of the values decides.
 
-    The reason is logged once, except while torch.compile traces, which they never run in.
+    If not, the reason is logged once, except while torch.compile traces: the kernels never run there.
     """
     if v_BHTV.device.type != "cuda" or torch.compiler.is_compiling():
         return False

@@ -63,7 +63,7 @@ def use_kernels(kernels: Kernels) -> None:
 
 @contextmanager
 def reference_kernels() -> Iterator[None]:
-    """Use torch's own operations meanwhile, without a word in the log."""
+    """Use torch's own operations inside the context, without logging."""
     before, was_disabled = _setting, log.disabled
     use_kernels("reference")
     log.disabled = True
@@ -87,7 +87,7 @@ def only_torch() -> bool:
 
 
 def demands_fused() -> bool:
-    """Return whether what no fused kernel takes is refused: kernels=fused."""
+    """Return whether inputs that no fused kernel supports are refused, as kernels=fused demands."""
     return _setting == "fused"
 
 
@@ -106,42 +106,42 @@ def is_fused(device_type: str, dtype: torch.dtype) -> bool:
 def has_chunk_kernels(device_type: str) -> bool:
     """Return whether flash-linear-attention's kernels run recurrences over matrices, and log the reason once.
 
-    Elsewhere chunks run them in numba (`has_head_kernels`) or in torch's operations, also with kernels=fused.
+    Otherwise they run in chunks in numba (`has_head_kernels`) or in torch's operations, even with kernels=fused.
     """
     return _chosen_chunks(device_type).is_fused
 
 
 @cache
 def log_torch_chunks(device_type: str, reason: str) -> None:
-    """Log once why recurrences over matrices run in torch's operations although their kernels could be installed."""
+    """Log once why recurrences over matrices run in torch's operations, even if their kernels are installed."""
     log.info("kernels     torch for chunks on %s: %s", device_type, reason)
 
 
 def has_head_kernels(q_BHTK: Tensor) -> bool:
     """Return whether numba's kernels run a recurrence over matrices: in float32 on a CPU, if kernels are fused there.
 
-    With kernels=auto they also need a head's row of LEAST_OF_A_ROW numbers or more: they take seconds to compile.
+    With kernels=auto, a head's row must also have LEAST_OF_A_ROW numbers or more, as they take seconds to compile.
     """
     if q_BHTK.device.type != "cpu" or q_BHTK.dtype != torch.float32 or not is_fused("cpu", torch.float32):
         return False
     return _setting == "fused" or q_BHTK.shape[2] * q_BHTK.shape[3] >= LEAST_OF_A_ROW
 
 
-# The attribute that torch.compiler.assume_constant_result sets, without the second that importing the compiler takes.
+# Sets what torch.compiler.assume_constant_result would, without the second that importing the compiler takes.
 is_fused._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def products_dtype(x: Tensor) -> torch.dtype:
-    """Return the precision of products of x: autocast's where it is on."""
+    """Return the precision of products of x: autocast's if it is on."""
     if torch.is_autocast_enabled(x.device.type):
         return torch.get_autocast_dtype(x.device.type)
     return x.dtype
 
 
 def is_traced(tensor: Tensor) -> bool:
-    """Return whether operations on a tensor are recorded, profiled or intercepted: it needs a registered operator.
+    """Return whether operations on a tensor are recorded, profiled or intercepted, and so need a registered operator.
 
-    Elsewhere a kernel is called as it is: on the way through an operator of torch's library its host spends more time.
+    Otherwise a kernel is called directly, because a call through torch's library takes the host longer.
     """
     return (
         torch.compiler.is_compiling()
@@ -156,18 +156,18 @@ def kernels_of(package: str, tensor: Tensor) -> ModuleType:
 
     Args:
         package: The operator's package, which has a module of kernels for each device: `__package__` in its modules.
-        tensor: What the kernels take.
+        tensor: An input of the kernels.
     """
     return _kernels_for(package, tensor.device)
 
 
 @cache
-def _kernels_for(package: str, device: torch.device) -> ModuleType:  # the word for its type takes longer to make
+def _kernels_for(package: str, device: torch.device) -> ModuleType:  # not its type, a string that takes longer to make
     return importlib.import_module(f"{package}.{device.type}")
 
 
 def power_of_two(size: int) -> int:
-    """Return the least power of two that is at least a size, 1 or more; Triton's own takes the host 2 us a call."""
+    """Return the smallest power of two that is at least `size`, 1 or more; Triton's own takes the host 2 us a call."""
     return 1 << (size - 1).bit_length()
 
 

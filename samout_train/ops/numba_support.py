@@ -2,8 +2,8 @@
 
 A cache that is read-only, full, damaged or missing costs time but never fails a call. Calls use torch's thread count.
 
-Where numba's DISABLE_JIT is set before a kernel's file is imported, the kernel runs in Python, for a debugger and for
-coverage. A function with an `@overload` is compiled from that, and Python runs its own body.
+If numba's DISABLE_JIT is set before a kernel's file is imported, the kernel runs in Python, for a debugger and for
+coverage. A function with an `@overload` is compiled from its overload, while Python runs the function's own body.
 """
 
 import glob
@@ -54,8 +54,8 @@ def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
 class CacheFile(IndexDataCacheFile):
     """The files of a cache. A data file belongs to one kernel, made from one state of the sources, and never changes.
 
-    numba numbers the data files and writes the index first. A process that starts meanwhile then runs the kernel that
-    had the number before: of earlier sources, or for other types.
+    numba itself numbers the data files and writes the index first. A process that starts in between would run the
+    kernel that had the number before, from earlier sources or for other types.
     """
 
     def save(self, key: Any, data: Any) -> None:
@@ -79,8 +79,8 @@ class CacheFile(IndexDataCacheFile):
 class _Cache(FunctionCache):
     """numba's cache of one function. A kernel that cannot be read or written is compiled in each process.
 
-    numba compares the function's own file. A kernel also has the code of functions from other files, so a change in any
-    file of this package compiles it again.
+    numba checks only the function's own file for changes. A kernel also contains functions from other files, so a
+    change in any file of this package recompiles it.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -116,7 +116,7 @@ def _digest_of_sources() -> str:
 
 
 def cache_of(function: Callable[..., Any]) -> _Cache | None:
-    """Return the cache beside the function's file, else in numba's folder of the user, else in a folder of our own."""
+    """Return a cache next to the function's file, else in numba's folder for the user, else in a folder of our own."""
     try:
         return _Cache(function)
     except RuntimeError:  # numba finds no writable folder
@@ -144,7 +144,7 @@ def _report(reason: str) -> None:
 
 
 def _launched_threads() -> int:
-    """Start numba's threads, restore torch's count, which that can change through OpenMP, and return numba's count."""
+    """Start numba's threads and return their number; restore torch's number, which this can change through OpenMP."""
     before = torch.get_num_threads()
     launched = numba.get_num_threads()
     torch.set_num_threads(before)
@@ -158,10 +158,10 @@ _one_at_a_time = threading.Lock()  # numba's simplest threading layer aborts the
 
 
 def num_threads(elements: int | None = None) -> int:
-    """Return the number of threads of a kernel: fewer than torch's where each would read few elements.
+    """Return the number of threads of a kernel: fewer than torch's if each would read few elements.
 
     Args:
-        elements: Those of the largest tensor; None if what is computed takes longer than reading.
+        elements: Elements of the largest tensor; None if computing takes longer than reading.
     """
     threads = min(torch.get_num_threads(), MOST_THREADS)
     if threads == 1 or elements is None:
@@ -187,7 +187,7 @@ def call(kernel: Callable[..., None], threads: int, *arguments: Any) -> None:
 def call_at(kernel: Callable[..., None], threads: int, *arguments: Any) -> None:
     """Run a kernel that takes addresses.
 
-    An array of a tensor takes the host about 3 us to make, and `data_ptr()` a tenth of it.
+    Making an array from a tensor takes the host about 3 us, and `data_ptr()` a tenth of that.
 
     Args:
         kernel: A function compiled by numba.
@@ -200,7 +200,7 @@ def call_at(kernel: Callable[..., None], threads: int, *arguments: Any) -> None:
 
 
 def call_either(kernel: Callable[..., None], threads: int, *arguments: Any) -> None:
-    """Run a kernel that takes addresses, and last whether to launch threads: with one thread it launches none."""
+    """Run a kernel that takes addresses and, as its last argument, whether to launch threads: with more than one."""
     if threads == 1:
         kernel(*arguments, False)
     else:
@@ -208,7 +208,7 @@ def call_either(kernel: Callable[..., None], threads: int, *arguments: Any) -> N
 
 
 def _use_threads(threads: int) -> None:
-    """Set numba's number of threads, which each thread has for itself, where it is another one."""
+    """Set numba's number of threads if it differs; each Python thread has its own setting."""
     if getattr(_threads_in_use, "number", None) != threads:
         numba.set_num_threads(threads)
         _threads_in_use.number = threads
@@ -227,7 +227,7 @@ def _as_given(argument: Any, is_distributed: bool) -> Any:
     return bits.numpy()
 
 
-# What tells numba the dtype of the array at an address; a bfloat16 tensor is one of uint16.
+# A value that tells numba the dtype of the array at an address; a bfloat16 tensor becomes an array of uint16.
 ELEMENT = {torch.float32: np.float32(0), torch.bfloat16: np.uint16(0)}
 
 
@@ -349,16 +349,16 @@ def _narrowing(is_bfloat16: bool) -> Callable[[Any, Any], Any]:
     return to_bfloat16 if is_bfloat16 else as_it_is
 
 
-# Added to a float32, it leaves the nearest whole number in the lowest bits, those of 2^23 (1 + 1/2) being 0 there.
+# Adding it to a float32 leaves the nearest whole number in the lowest bits, which are 0 in 2^23 (1 + 1/2).
 WHOLE = np.float32(1.5 * 2**23)
 
 
 @compiled(error_model="numpy", fastmath={"contract"})
 def vector_exp(x: Any) -> Any:
-    """Return e^x of a float32 from -87 to 88, within 2e-7 relative; below, that of -87.
+    """Return e^x of a float32 from -87 to 88, within 2e-7 relative; below -87, e^-87.
 
-    Without a call, so that a loop of it runs in vectors: 2^k by the exponent's bits, 2^r of the rest by a polynomial
-    with the smallest largest error.
+    It makes no calls, so that loops over it run in vectors: the exponent's bits give 2^k, and a minimax polynomial
+    gives e^r of the rest r.
     """
     x = max(x, np.float32(-87))
     shifted = x * np.float32(1.4426950408889634) + WHOLE
@@ -375,12 +375,12 @@ def vector_exp(x: Any) -> Any:
 
 @compiled(error_model="numpy", fastmath={"contract"})
 def vector_log(x: Any) -> Any:
-    """Return the natural logarithm of a float32 above 0, within 2e-7 of the larger of it and 1.
+    """Return the natural logarithm of a float32 above 0, within 2e-7 times the larger of 1 and its magnitude.
 
-    As `vector_exp`, without a call: the exponent's bits, and 2 artanh((y - 1) / (y + 1)) of y from sqrt(1/2) to
-    sqrt(2).
+    Like `vector_exp`, it makes no calls: it adds the exponent's part and 2 artanh((y - 1) / (y + 1)), with y from
+    sqrt(1/2) to sqrt(2).
     """
-    bits = as_bits(x) - np.uint32(0x3F3504F3)  # sqrt(1/2), from where y begins
+    bits = as_bits(x) - np.uint32(0x3F3504F3)  # the bits of sqrt(1/2), where y begins
     exponent = np.float32(np.int32(bits) >> np.int32(23))
     y = as_float((bits & np.uint32(0x7FFFFF)) + np.uint32(0x3F3504F3))
     s = (y - np.float32(1)) / (y + np.float32(1))

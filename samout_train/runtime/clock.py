@@ -13,7 +13,7 @@ class Clock:
     """Measures the time of training, without evaluations and checkpoints.
 
     Args:
-        device: The clock waits for it at each pause, so that its work is counted.
+        device: The clock waits for this device at each pause, so that all of its work is counted.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -1,7 +1,7 @@
 """Standard input, output and error in any condition: closed, not UTF-8, on a full disk, or without a reader.
 
-`use_lasting_streams` is for the program, which owns its streams. A caller of the package from Python keeps their own
-streams; `Quiet` then keeps errors of these streams out of a run.
+`use_lasting_streams` is for the program, which owns its streams. Python code that calls the package keeps its own
+streams; `Quiet` then prevents errors of these streams from ending a run.
 """
 
 import codecs
@@ -15,13 +15,13 @@ from typing import Any, TextIO
 
 # A disk may have room again later; a reader that left does not return.
 FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
-UNWRITABLE = (*FULL, errno.EBADF, errno.EIO)  # but not EPIPE: a reader that left needs no more
+UNWRITABLE = (*FULL, errno.EBADF, errno.EIO)  # but not EPIPE: the reader has left
 ERRORS = "samout_train.replace"
 _lost: dict[str, OSError] = {}
 
 
 def use_lasting_streams() -> None:
-    """Make every later write to standard output and error succeed for the caller.
+    """Make every later write to standard output and standard error succeed.
 
     Closed descriptors 0 to 2 are opened on the null device first: otherwise the next open file would take the number of
     a closed one, and printed text would go into that file.
@@ -118,7 +118,7 @@ class _LastingFile(io.FileIO):
     def write(self, data: Any) -> int:
         """Write or drop bytes; return their number in both cases."""
         try:
-            while (written := super().write(data)) is None:  # another program has set it to non-blocking
+            while (written := super().write(data)) is None:  # another program has made it non-blocking
                 select.select([], [self], [])
             return written
         except OSError as error:
@@ -132,7 +132,7 @@ class _LastingFile(io.FileIO):
 
 
 def _lasting(stream: Any, name: str) -> TextIO:
-    """Return a lasting stream for one of the interpreter's; return any other object as is."""
+    """Return a lasting stream in place of one of the interpreter's; return any other object unchanged."""
     if stream is None:
         return open(os.devnull, "w", encoding="utf-8", errors=ERRORS, newline="\n")  # noqa: PTH123, as above
     if not isinstance(stream, io.TextIOWrapper) or stream is not getattr(sys, f"__{name}__"):

@@ -25,7 +25,7 @@ DEVICE_FORMS = "auto, cpu, cuda, cuda:N or mps"
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 SET_CACHE = "set TORCHINDUCTOR_CACHE_DIR to another folder"
 log = logging.getLogger(__name__)
-_threads_before: int | None = None  # torch's number before the first call with one
+_threads_before: int | None = None  # torch's number before the first call that set one
 
 
 def choose_device(name: str) -> torch.device:
@@ -105,7 +105,7 @@ def autocast(precision: PrecisionName, device: torch.device) -> AbstractContextM
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy from pageable memory; to CUDA through pinned memory, without waiting for the copy."""
+    """Copy a tensor from pageable memory to a device; to CUDA through pinned memory, without waiting for the copy."""
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
@@ -130,8 +130,8 @@ def use_device(name: str, threads: int | None) -> torch.device:
     """Return the device of this name, after setting up the memory and the threads of the process.
 
     Args:
-        name: As `choose_device` takes it.
-        threads: As `use_threads` takes them.
+        name: As for `choose_device`.
+        threads: As for `use_threads`.
 
     Raises:
         ValueError: if there is no such device.
@@ -199,7 +199,7 @@ def compiled(model: nn.Module) -> Callable[..., Any]:
     Args:
         model: Its weights are shared; its dropout is drawn in another order.
     """
-    # Code compiled for earlier models counts towards torch's limit, beyond which it no longer compiles.
+    # Code compiled for earlier models counts towards torch's limit. Beyond it, torch no longer compiles.
     torch._dynamo.reset()
     return torch.compile(model, dynamic=False)
 

@@ -1,10 +1,10 @@
 """The processes of one run: the launcher's environment, the process group, and its collectives.
 
 A single process sends nothing. Decisions that depend on a clock, a signal or a file are made by the first process, or
-by all together, so that all run the same steps. They go through main memory (gloo), also where gradients go between
-GPUs (NCCL).
+by all together, so that all run the same steps. They are sent through main memory (gloo), even if gradients are sent
+between GPUs (NCCL).
 
-torch is imported inside functions: `Launch` is also needed without torch, as for --help.
+torch is imported inside functions, because `Launch` is also needed without torch, for --help.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ RUN_DIR, HERE, GROUP = "samout_train/run_dir", "samout_train/here", "samout_trai
 SECONDS_BETWEEN_LOOKS = 0.02
 SECONDS_TO_WAIT = 1800  # for another process, which may be tokenizing or evaluating
 MOST_DIFFERENCES = 8
-PROBE_TAG = 1  # of messages that no process sends
+PROBE_TAG = 1  # a tag that no message has
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Launch:
         return self.rank == 0
 
     def words(self, words: Sequence[str]) -> list[str]:
-        """Return the command line; if earlier processes of this launch began a run, it resumes that run."""
+        """Return the command line, changed to resume the run that earlier processes of this launch began, if any."""
         run_dir = self._begun()
         if run_dir is None:
             return list(words)
@@ -75,15 +75,15 @@ class Launch:
         return [*kept, text_setting("run_dir", run_dir), "resume=auto"]
 
     def note(self, run_dir: str) -> None:
-        """Record the run directory for processes that the launcher starts in place of these ones."""
+        """Record the run directory for processes that the launcher starts in place of the current ones."""
         if self.keeps_store:
             _store().set(RUN_DIR, run_dir)
 
     def store(self, timeout: timedelta) -> Any:
         """Return the store through which the processes of this start find each other; None to let torch make one.
 
-        The launcher's store still has the entries of earlier processes, such as their addresses. So each start has its
-        own prefix: the first process makes a name, and passes it to the processes that it finds in the store.
+        The launcher's store still has entries of earlier processes, such as their addresses. So each start has a prefix
+        of its own: the first process makes a name, and passes it to the processes that it finds in the store.
         """
         if not self.keeps_store:
             return None
@@ -101,7 +101,7 @@ class Launch:
             store.set(f"{HERE}/{group}/{self.rank}", "")
             return group
         for rank in range(1, self.count):
-            # The entry may be that of a process of an earlier start: repeat until the current one answers.
+            # The entry may belong to a process of an earlier start: repeat until the current process answers.
             while not store.check([f"{HERE}/{own_name}/{rank}"]):
                 if store.check([f"{HERE}/{rank}"]):
                     store.set(f"{GROUP}/{store.get(f'{HERE}/{rank}').decode()}", own_name)
@@ -125,7 +125,7 @@ def _store() -> Any:
 
 
 class LostProcessError(Exception):
-    """Another process of the run has ended, so this one cannot continue."""
+    """Another process of the run has ended, so this process cannot continue."""
 
 
 @contextmanager
@@ -293,8 +293,8 @@ def _reduced(number: int, operation: Any) -> int:
 def _has_closed_connection() -> bool:
     """Return whether the connection to another process is closed, without waiting for any of them.
 
-    gloo raises a plain RuntimeError where it loses a connection, as any operation of torch may. A receive on a closed
-    connection fails at once; on an open one it stays pending until this process ends.
+    When gloo loses a connection, it raises a plain RuntimeError, as any operation of torch may. A receive on a closed
+    connection fails at once; on an open connection it stays pending until this process ends.
     """
     import torch
     import torch.distributed as dist

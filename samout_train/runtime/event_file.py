@@ -1,7 +1,7 @@
 """TensorBoard's event file, written record by record in the calling thread.
 
 torch's SummaryWriter writes from a thread. On a full disk, its error is raised inside the training loop, and half a
-record is left behind that hides all later ones.
+record remains, which hides all later records.
 """
 
 import io

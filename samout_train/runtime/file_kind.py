@@ -35,7 +35,7 @@ def kept_otherwise(head: bytes, path: Path | None, *, wanted: str) -> str | None
 
     Args:
         head: Its first `HEAD_BYTES` bytes.
-        path: The file; None if it has no name, as standard input.
+        path: The file; None if it has no name, such as standard input.
         wanted: The expected content, such as `text`.
     """
     if found := compression_of(head):
@@ -50,7 +50,7 @@ def kept_otherwise(head: bytes, path: Path | None, *, wanted: str) -> str | None
 
 
 def compression_of(head: bytes) -> tuple[str, str] | None:
-    """Return the name of a compression by the first bytes of a file, and the command that undoes it; None for none."""
+    """Return the name of a compression, and the command to decompress, by the first bytes of a file; else None."""
     if head.startswith(BZIP2) and head[4:10] == BZIP2_BLOCK:
         return "bzip2", "bzip2 -dc"
     for mark, found in COMPRESSED.items():
@@ -60,7 +60,7 @@ def compression_of(head: bytes) -> tuple[str, str] | None:
 
 
 def old_file_away(path: Path | None) -> str:
-    """Return the advice to move a converted file, whose name still matches a pattern."""
+    """Return the advice to move the original of a converted file, which still matches a pattern."""
     if path is None:
         return ""
     return "; where a folder is read, move the old file out of it"
@@ -70,7 +70,7 @@ def converting_line(command: str, path: Path | None, word: str) -> str:
     """Return the command line that converts a file into a new one.
 
     Args:
-        command: A command up to the name of the file; it writes to standard output.
+        command: A command without the name of the file at its end; it writes to standard output.
         path: The file; None for standard input.
         word: Part of the name of the new file.
     """
@@ -81,14 +81,14 @@ def converting_line(command: str, path: Path | None, word: str) -> str:
         plain = path.with_suffix("")
     new = plain.with_name(f"{plain.stem}.{word}{plain.suffix}")
     number = 2
-    while new.exists():  # the line must not overwrite a file
+    while new.exists():  # the command must not overwrite a file
         new = plain.with_name(f"{plain.stem}.{word}{number}{plain.suffix}")
         number += 1
     return f"{command} {_word(path)} > {_word(new)}"
 
 
 def _word(path: Path) -> str:
-    """Return a path quoted for the shell, which no program takes for an option."""
+    """Return a path quoted for the shell, in a form that no program takes for an option."""
     name = str(path)
     if name.startswith("-"):
         name = f"./{name}"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 SECONDS_OF_PATIENCE = 5.0
-# Names of devices on Windows, whatever ending they have.
+# Names of devices on Windows, with any ending.
 RESERVED = re.compile(r"(con|prn|aux|nul|(com|lpt)[\d\xb9\xb2\xb3])(\.|$)", re.IGNORECASE)
 
 
@@ -24,7 +24,7 @@ def replace_file(
 
     Args:
         path: The file; its folder must exist.
-        write: Writes to an open binary file beside it, `*.tmp`, which then replaces it.
+        write: Writes to an open binary file `*.tmp` in the same folder, which then replaces the old file.
         confirm: Called with the path of the complete temporary file; may raise.
 
     Raises:
@@ -39,7 +39,7 @@ def replace_file(
         confirm(temporary)
         take_place(temporary, path)
     except OSError as error:
-        # An error without a number has a message of its own, which a path would hide.
+        # An error without a number has its own message, which a path would hide.
         if error.errno is not None and error.filename in (None, str(temporary)):
             error.filename = str(path)
         raise

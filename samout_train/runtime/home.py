@@ -1,4 +1,4 @@
-"""The home directory: `~` in paths, the cache below it, and a stand-in where the system has none.
+"""The home directory: `~` in paths, the cache below it, and a substitute if the user has none.
 
 A shell does not expand the `~` of `run_dir=~/a`. The cache keeps tokenized text and measurements. It lies outside every
 run directory, and can be deleted at any time.
@@ -41,7 +41,7 @@ def home_path(path: str | Path) -> Path:
         return Path(path)
     try:
         return Path(path).expanduser()
-    except RuntimeError:  # no such user, or no home
+    except RuntimeError:  # no such user, or no home directory
         return Path(path)
 
 
@@ -96,8 +96,8 @@ def cache_path(*parts: object, ending: str) -> Path:
 def ensure_home() -> None:
     """Set HOME and LOGNAME where they are missing and the user id has no entry in the password file.
 
-    Libraries need both for their caches: without them some raise, and some make a folder named `~`. A folder set for
-    torch's compiler that is not writable is not used: torch creates it even if nothing is compiled.
+    Libraries need both for their caches: without them some raise, and some make a folder named `~`. An unwritable
+    folder set for torch's compiler is ignored, because torch creates it even if nothing is compiled.
     """
     _leave_out_unwritable("TORCHINDUCTOR_CACHE_DIR")
     if os.name != "posix":
@@ -149,7 +149,7 @@ def own_folder(parent: str) -> Path:
         folder.mkdir(mode=0o700)
     if hasattr(os, "getuid"):
         found = folder.lstat()
-        # Compiled kernels in it are run, so others must not be able to write there.
+        # Compiled kernels in it are executed, so other users must not be able to write there.
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
             raise PermissionError(f"{folder}: belongs to another user")
         folder.chmod(0o700)

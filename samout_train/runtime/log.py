@@ -15,7 +15,7 @@ from samout_train.runtime.console import Quiet
 class LogFile(logging.FileHandler):
     """Appends log records to a file; a full disk is reported once on standard error and does not end the run.
 
-    The file is created with the first record, so a run that is refused before leaves none.
+    The file is created with the first record, so a run that is refused earlier leaves no file.
     """
 
     def __init__(self, filename: str | Path) -> None:

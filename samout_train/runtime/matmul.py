@@ -1,9 +1,9 @@
-"""Measure how fast this machine multiplies matrices, which is what a model's speed is compared with.
+"""Measure how fast this machine multiplies matrices. A model's speed is reported as a share of this rate.
 
-A share of a data sheet's peak says little where that is another GPU's, or where the machine is busy.
+A share of a data sheet's peak would say little for another GPU or on a busy machine.
 """
 
-# N side of the matrices
+# N rows and columns of a matrix
 
 import time
 from functools import cache
@@ -16,18 +16,18 @@ from samout_train.runtime.device import PrecisionName, wait_for
 SIDES = {"cpu": 768, "cuda": 2048, "mps": 2048}
 MOST_SECONDS = 0.05
 LEAST_ROUNDS, MOST_ROUNDS = 3, 20
-TOGETHER = 8  # products of a round on a device that works through a queue
+TOGETHER = 8  # products per round on a device with a queue
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def matmul_rate(device: torch.device, precision: PrecisionName) -> float:
-    """Return the operations a second of a product of large square matrices (FLOP/s), measured once a process.
+    """Return the rate of a product of large square matrices in FLOP/s, measured once per precision and threads.
 
-    The fastest of some rounds, within about 50 ms. No global random state is used.
+    The fastest of several rounds counts; they take about 50 ms. No global random state is used.
 
     Args:
-        device: Where to measure.
-        precision: Of the matrices.
+        device: The device to measure.
+        precision: The precision of the matrices.
     """
     return _measured(device, precision, torch.get_num_threads(), torch.get_float32_matmul_precision())
 
@@ -36,7 +36,7 @@ def matmul_rate(device: torch.device, precision: PrecisionName) -> float:
 def _measured(device: torch.device, precision: PrecisionName, threads: int, float32_products: str) -> float:
     side = SIDES[device.type]
     generator = torch.Generator().manual_seed(0)
-    # Zeros would be multiplied faster than what a model has: a GPU then takes less power.
+    # Random values, because a GPU needs less power for zeros and multiplies them faster than a model's values.
     a_NN, b_NN = (torch.randn(side, side, generator=generator).to(device, DTYPES[precision]) for _ in range(2))
     together = TOGETHER
     if device.type == "cpu":
@@ -56,7 +56,7 @@ def _fastest_round(a_NN: Tensor, b_NN: Tensor, together: int, device: torch.devi
             torch.mm(a_NN, b_NN)
         wait_for(device)
         ended = time.perf_counter()
-        if number:  # the first one finds a kernel
+        if number:  # in the first round torch chooses a kernel
             fastest = min(fastest, ended - started)
         if number >= LEAST_ROUNDS and ended - began > MOST_SECONDS:
             break

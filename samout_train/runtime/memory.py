@@ -48,9 +48,9 @@ def too_large(needed: int, device: torch.device) -> str | None:
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error is a failed allocation, on a device or in main memory.
 
-    Illegal memory accesses and numeric overflows are other errors. The type decides where there is one. torch 2.13
-    raises a plain RuntimeError without fields if an allocation in main memory fails, so its words are read: here, and
-    nowhere else in the package.
+    Illegal memory accesses and numeric overflows are other errors. If the error has its own type, the type decides.
+    torch 2.13 raises a plain RuntimeError without fields if an allocation in main memory fails, so its text is read:
+    here, and nowhere else in the package.
     """
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
@@ -103,8 +103,8 @@ def _status_bytes(field: str) -> int:
 def keep_freed_memory() -> None:
     """Let the process keep large blocks of main memory that it frees, if its C library is glibc.
 
-    By default, glibc returns them to the system, which hands them out again in pages of 4 KB, each zeroed at the first
-    write: at every step, for every large tensor. Environment variables (MALLOC_...) have priority.
+    By default, glibc returns them to the system. At every step, for every large tensor, the system would hand them out
+    again in pages of 4 KB, and zero each page at its first write. Environment variables (MALLOC_...) have priority.
     """
     if any(name.startswith("MALLOC_") for name in os.environ) or "GLIBC_TUNABLES" in os.environ:
         return

@@ -27,7 +27,7 @@ class PlaceError(OSError):
 
 
 def place_problem(path: Path) -> str | None:
-    """Return why a path, or one above it, prevents a directory there; None if nothing does.
+    """Return why no directory can be created at a path, or None. The reason may lie in a path above it.
 
     Args:
         path: It need not exist; nothing is created.
@@ -52,7 +52,7 @@ def place_problem(path: Path) -> str | None:
 
 
 def is_full(error: BaseException) -> bool:
-    """Return whether there was no room: a full disk, an exhausted quota, a limit on file sizes."""
+    """Return whether there was no room: because of a full disk, a quota, or a limit on file sizes."""
     return isinstance(error, OSError) and error.errno in FULL
 
 
@@ -102,12 +102,12 @@ def message_of(error: BaseException) -> str:
 
 
 def is_of_a_place(error: BaseException) -> bool:
-    """Return whether an error is one of the system, perhaps wrapped by torch's compiler."""
+    """Return whether an error is a system error, perhaps wrapped by torch's compiler."""
     return _cause(error) is not None
 
 
 def _cause(error: BaseException) -> OSError | None:
-    """Return the system error itself, or the one behind an error of torch's compiler."""
+    """Return the error if it is a system error, or the system error behind an error of torch's compiler."""
     if isinstance(error, OSError):
         return error
     if not type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):

@@ -12,7 +12,7 @@ def commit() -> str | None:
     package = Path(__file__).resolve().parent.parent
     if not (package.parent / ".git").exists():
         return None
-    # `git describe --dirty` would lock the index against its user, and leave the lock behind if it died.
+    # `git describe --dirty` would lock the index, disturb the user's own git, and leave the lock behind if it died.
     git = ["git", "--no-optional-locks", "-C", str(package.parent)]
     found = []
     try:

@@ -1,4 +1,4 @@
-"""Files of the working directory that hide modules: how child processes avoid them, and how to find them."""
+"""Files in the working directory that hide modules: child processes avoid them, and messages name them."""
 
 # ruff: noqa: PTH100, PTH120, PTH206
 
@@ -7,17 +7,17 @@ import sys
 
 # The folder that contains the package.
 PACKAGE_PARENT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-# Prefixes of variables that differ from the name of their library.
+# Prefixes of environment variables that differ from the name of their library.
 PREFIXES = {"torch": ("TORCH", "PYTORCH_"), "matplotlib": ("MPL", "MATPLOTLIB_")}
 
 
 def child_program(first: str = "") -> list[str]:
-    """Return the command that starts this program in another process, whatever files its working directory has.
+    """Return the command that starts this program in another process, safe from files in its working directory.
 
-    `python -m samout_train` would take a file `samout_train.py` or `types.py` there for its own.
+    `python -m samout_train` would import a file `samout_train.py` or `types.py` from there.
 
     Args:
-        first: Python code to run before, such as `import torch; `.
+        first: Python code to run first, such as `import torch; `.
     """
     package = PACKAGE_PARENT
     path = f"sys.path[:] = [*filter(None, sys.path), {package!r}]"
@@ -25,7 +25,7 @@ def child_program(first: str = "") -> list[str]:
 
 
 def plugin_place(error: BaseException) -> str | None:
-    """Return file and line of the plugin of Hydra that raised an error while it was imported; None for other errors."""
+    """Return file and line of the Hydra plugin that raised an error while it was imported; None for other errors."""
     if isinstance(error, SyntaxError) and _is_plugin(error.filename):
         return f"{error.filename}:{error.lineno}"
     traceback = error.__traceback__

@@ -51,7 +51,7 @@ def shell_word(word: str, shell: Shell | None = None) -> str:
 
 def quoted(text: str) -> str:
     """Return a text quoted and escaped so that Hydra and OmegaConf read the same text."""
-    # A backslash is special only before a character that it can escape: only there it is doubled.
+    # A backslash is special only before a character that it can escape, so it is doubled only there.
     text = re.sub(r"(\\*)\$\{", lambda found: 2 * found[1] + r"\${", text)
     text = re.sub(r"(\\*)'", lambda found: 2 * found[1] + r"\'", text)
     text = re.sub(r"\\+\Z", lambda found: 2 * found[0], text)
@@ -64,7 +64,7 @@ def list_setting(key: str, texts: Sequence[str]) -> str:
 
 
 def text_setting(key: str, text: object) -> str:
-    """Return `key=text` for the program, in quotes only if the text would mean something to Hydra."""
+    """Return `key=text` for the program, in quotes only if the text would have a meaning for Hydra."""
     word = str(text)
     if "${" in word or word[:1] in QUOTES or word == "null":
         word = quoted(word)
@@ -76,18 +76,18 @@ def shown_path(path: Path) -> str:
     path = Path.cwd() / path  # an absolute path stays as it is
     if path.is_relative_to(Path.cwd()):
         path = path.relative_to(Path.cwd())
-    if str(path).startswith("~"):  # a name, not a home directory
+    if str(path).startswith("~"):  # a name that begins with ~, not a home directory
         return f"./{path}"
     return str(path)
 
 
 def program_file() -> str:
-    """Return the path of Python, with a folder so that the shell does not search PATH."""
+    """Return the path of Python with its folder, so that the shell does not search PATH."""
     return _with_folder(Path(sys.executable))
 
 
 def program() -> list[str]:
-    """Return the words with which this program was started: its own command, or Python with its name."""
+    """Return the words that started this program: its own command, or Python and the name of the package."""
     command = Path(*sys.argv[:1])
     if command.name.startswith("samout-train") and command.is_file():
         found = shutil.which(command.name)

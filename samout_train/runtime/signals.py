@@ -15,7 +15,7 @@ SIGNALS = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
 
 
 def own_group() -> dict[str, Any]:
-    """Return the arguments of `Popen` with which Ctrl-C in the terminal does not reach the process directly."""
+    """Return arguments of `Popen` that keep Ctrl-C in the terminal from reaching the process directly."""
     new_group = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", None)
     if new_group is None:
         return {"start_new_session": True}
@@ -46,7 +46,7 @@ def _interrupt_or_termination(number: int | None) -> signal.Signals:
 
 
 def treat_hangup_as_termination() -> None:
-    """Treat SIGHUP as SIGTERM, also before a run begins, unless the process was started to ignore it."""
+    """Treat SIGHUP as SIGTERM, even before a run begins, unless the process was started to ignore it."""
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
         with suppress(ValueError):  # not in the main thread
             signal.signal(signal.SIGHUP, lambda number, frame: os.kill(os.getpid(), signal.SIGTERM))
@@ -55,16 +55,16 @@ def treat_hangup_as_termination() -> None:
 def ignore_interrupts() -> None:
     """Ignore further SIGINTs, in a program that has been stopped and is ending.
 
-    While Python shuts down, one would print a traceback and could change the exit code.
+    While Python shuts down, an interrupt would print a traceback and could change the exit code.
     """
     with suppress(ValueError):  # not in the main thread
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class StopSignals:
-    """A context that records the first of SIGNALS instead of letting it kill; a second SIGINT quits at once.
+    """A context that records the first of SIGNALS instead of ending the process; a second SIGINT quits at once.
 
-    A signal that the process was started to ignore, as SIGHUP by `nohup`, stays ignored.
+    A signal that the process was started to ignore stays ignored, such as SIGHUP under `nohup`.
 
     Args:
         agreed: Maps the signal of this process, 0 for none, to the one that all processes act on, so that they stop
@@ -81,7 +81,7 @@ class StopSignals:
             if signal.getsignal(number) is signal.SIG_IGN:
                 continue
             try:
-                # None is a handler that was not set from Python, which cannot be restored from Python.
+                # None means a handler that was not set from Python, and cannot be restored from Python.
                 self._before[number] = signal.signal(number, self._note) or signal.SIG_DFL
             except ValueError:  # not in the main thread, as in some notebooks: signals stay as they are
                 break
@@ -93,7 +93,7 @@ class StopSignals:
         self._before.clear()
 
     def check(self) -> None:
-        """Raise StopRequestedError if a signal has arrived; to be called where the run can stop."""
+        """Raise StopRequestedError if a signal has arrived; called at points where the run can stop."""
         if number := self._agreed(self.received or 0):
             raise StopRequestedError(number)
 

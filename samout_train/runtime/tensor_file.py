@@ -17,7 +17,7 @@ HEAD_BYTES = 64
 SMALLEST = 4  # bytes: length of the mark at the start of a file of torch.save
 ZIP = b"PK\x03\x04"
 LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # of files of torch.save before torch 1.6
-# Raised by torch.load for damaged or hostile files, beside UnpicklingError and OSError.
+# Raised by torch.load for damaged or hostile files, in addition to UnpicklingError and OSError.
 UNREADABLE = (EOFError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, MemoryError)
 
 
@@ -62,7 +62,7 @@ def read_tensor_file(path: Path | IO[bytes], *, is_verified: bool = False) -> An
 
 @contextmanager
 def _given(path: Path | IO[bytes]) -> Iterator[Path | IO[bytes]]:
-    """Yield the argument of torch.load, which goes by the name: a path that ends with .safetensors is opened."""
+    """Yield the argument of torch.load. It judges a path by its ending, so a .safetensors file is opened here."""
     if isinstance(path, Path) and path.suffix == ".safetensors":
         with path.open("rb") as file:
             yield file
@@ -71,7 +71,7 @@ def _given(path: Path | IO[bytes]) -> Iterator[Path | IO[bytes]]:
 
 
 def _reason(path: Path | IO[bytes], error: Exception) -> str:
-    """Return why torch.load could not read a file, judged by its first bytes: torch's messages name no cause."""
+    """Return why torch.load could not read a file, by its first bytes, since torch's messages name no cause."""
     if is_out_of_memory(error):
         return "it asks for more memory than there is: it is damaged, or made to do so"
     start = _start(path)
@@ -94,7 +94,7 @@ def _changed_record(path: Path) -> str | None:
     with zipfile.ZipFile(path) as archive:
         records = [each for each in archive.infolist() if each.compress_type == zipfile.ZIP_STORED]
         changed = [each.filename for each in records if not _agrees(archive, each)]
-    # With torch.serialization.set_crc32_options(False), no record has a correct one.
+    # With torch.serialization.set_crc32_options(False), no record has a correct CRC-32.
     if not changed or len(changed) == len(records):
         return None
     return changed[0]
@@ -122,12 +122,12 @@ def _start(path: Path | IO[bytes]) -> bytes:
 
 
 def _other_content(start: bytes) -> str:
-    """Return why a file is not one of torch.save, judged by its first bytes."""
+    """Return why a file was not written by torch.save, judged by its first bytes."""
     if len(start) < SMALLEST:
         return f"it has {len(start)} byte{'s' * (len(start) > 1)}, too few for weights: copy or download it again"
     if re.match(rb"\x80[\x02-\x05]", start):
         return "it is a pickle that torch.save did not write: load it where it was made, and save it with torch.save"
-    text = start.decode("utf-8", errors="replace").rstrip("\ufffd")  # of a character that was cut
+    text = start.decode("utf-8", errors="replace").rstrip("\ufffd")  # left by a character that was cut
     if all(each.isprintable() or each.isspace() for each in text):
         kind = "text"
         if text.lstrip().startswith(("{", "[")):
@@ -184,14 +184,14 @@ class StandIn:
 def read_module_file(path: Path) -> StandIn | dict[Any, Any] | list[Any] | tuple[Any, ...] | None:
     """Read a file of torch.save that holds objects of classes, each as a `StandIn`.
 
-    torch's weights-only unpickler gets a stand-in for each class or function named in the file: nothing that the file
-    names is imported or called.
+    torch's weights-only unpickler gets a stand-in for each class or function that the file names, so none of them is
+    imported or called.
 
     Args:
         path: The file.
 
     Returns:
-        Its content; None if it cannot be read this way, as files from before torch 1.6.
+        Its content; None if it cannot be read this way, such as files from before torch 1.6.
     """
     try:
         with _given(path) as given:

@@ -12,10 +12,10 @@ from pathlib import Path
 ABOUT_WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
 ABOUT_NUMBERS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 # By default a waiting thread spins for up to 20 milliseconds (GNU's OpenMP, which torch for Linux uses) or 200 (LLVM's
-# and Intel's), and other programs get no core meanwhile: with two runs at once, a step takes many times as long.
-# Threads that sleep at once slow a run alone: on two cores of an AMD EPYC, 2026-11-30, its steps take 1.1 to 2.1 times
-# as long as with 1,000 spins (about 0.02 milliseconds). Those cost two runs at once up to a half, and the smallest
-# model twice its time (scripts/bench_threads.py). LLVM's and Intel's count in milliseconds only.
+# and Intel's). Meanwhile other programs get no core: with two runs at once, a step takes many times as long. Threads
+# that sleep at once slow down a single run: on two cores of an AMD EPYC, 2026-11-30, its steps take 1.1 to 2.1 times as
+# long as with 1,000 spins (about 0.02 milliseconds). With two runs at once, these spins cost up to a half more time,
+# and twice the time for the smallest model (scripts/bench_threads.py). LLVM and Intel only count whole milliseconds.
 SHORT_WAIT = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "0"}
 CGROUPS = Path("/sys/fs/cgroup")
 LEAST_SECONDS = 1.0  # the kernel counts in hundredths
@@ -53,11 +53,11 @@ def share_of_cores(at_once: int, environment: MutableMapping[str, str] = os.envi
 
 
 def quota_of_cores(root: Path = CGROUPS, own: Path = Path("/proc/self/cgroup")) -> float | None:
-    """Return the mean number of cores that a container may use; None if there is no limit, or it is unknown.
+    """Return the mean number of cores that a container may use; None if it has no limit, or an unknown one.
 
     Args:
         root: Mount point of control groups.
-        own: File with the groups of this process, one a line: `0::/path`, or `3:cpu,cpuacct:/path` in version 1.
+        own: File with the groups of this process, one per line: `0::/path`, or `3:cpu,cpuacct:/path` in version 1.
     """
     try:
         lines = own.read_text(encoding="utf-8").splitlines()
@@ -68,8 +68,8 @@ def quota_of_cores(root: Path = CGROUPS, own: Path = Path("/proc/self/cgroup")) 
         _, controllers, path = line.split(":", 2)
         if controllers and "cpu" not in controllers.split(","):
             continue
-        base = root / controllers  # in version 2, which names no controllers, the root itself
-        below = base / path.strip("/")  # in a container this may be the path on the host, which does not exist there
+        base = root / controllers  # the root itself in version 2, which names no controllers
+        below = base / path.strip("/")  # in a container this may be a path of the host that does not exist inside
         for folder in (below, *below.parents):
             if folder.is_relative_to(base) and (cores := _quota(folder)) is not None:
                 found.append(cores)
@@ -105,7 +105,7 @@ class Others:
         self._started = self._now()
 
     def busy_cores(self) -> float | None:
-        """Return the mean number since the start; None if it is too early, or the system does not report it."""
+        """Return the mean number since the start; None if it is too early, or not reported by the system."""
         (started, busy_before, own_before), (now, busy, own) = self._started, self._now()
         if busy_before is None or busy is None or now - started < LEAST_SECONDS:
             return None
@@ -117,7 +117,7 @@ class Others:
 
 
 def busy_seconds(cores: list[int], path: Path = Path("/proc/stat")) -> float | None:
-    """Return the busy seconds of these cores since the system started; None if it does not report them."""
+    """Return the busy seconds of these cores since the system started; None if the system does not report them."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
         ticks = os.sysconf("SC_CLK_TCK")
@@ -138,7 +138,7 @@ def busy_seconds(cores: list[int], path: Path = Path("/proc/stat")) -> float | N
 
 
 def other_programs_message(busy: float, threads: int, cores: int) -> str | None:
-    """Return a message about other programs on the same cores; None if they leave enough for this one.
+    """Return a message about other programs on the same cores; None if they leave enough for this program.
 
     Args:
         busy: Cores that other programs use.

@@ -1,9 +1,9 @@
-"""Keep the exponential moving average of a run's weights (EMA), beside the trained weights.
+"""Keep an exponential moving average (EMA) of a run's weights, in addition to the trained weights.
 
     average = average + (1 - 0.5^(tokens / half_life)) (weights - average)
 
-after each step, in float32 or wider. The decay is by tokens, so that it means the same at any batch size. During the
-warm-up, while the learning rate rises for the first time, the average equals the weights.
+after each step, in float32 or wider. The half-life is in tokens, so that it means the same at any batch size. During
+the warm-up, while the learning rate rises for the first time, the average equals the weights.
 
 Source: Polyak and Juditsky, Acceleration of Stochastic Approximation by Averaging (1992).
 """
@@ -27,7 +27,7 @@ def sharding_problem(half_life: float) -> Problem:
 
 
 def decay_problem(half_life: float) -> Problem:
-    """Return what to write in place of a half-life below one token, which looks like a decay a step."""
+    """Return the problem of a half-life below one token, which is probably meant as a decay per step."""
     fix = "give tokens, such as 500_000"
     if half_life > 0.9:
         steps = math.log(0.5) / math.log(half_life)
@@ -41,7 +41,7 @@ class WeightAverage:
 
     Args:
         shared: The model.
-        half_life: Tokens after which the weights of a step count half.
+        half_life: Tokens after which a step's weights count half.
 
     Attributes:
         started: Whether the warm-up is over.
@@ -76,7 +76,7 @@ class WeightAverage:
 
         Args:
             num_tokens: Counted targets of the step.
-            rate_rises: Whether the learning rate was above that of the step before, or there was none.
+            rate_rises: Whether the learning rate rose from the previous step, or there was no previous step.
             held_back: On the device: 1 if the step left the weights unchanged; None counts as 0.
         """
         self.started = self.started or not rate_rises
@@ -95,7 +95,7 @@ class WeightAverage:
 
     @contextmanager
     def in_place_of_weights(self) -> Iterator[None]:
-        """Give the model the average in place of its weights; the weights come back bit for bit."""
+        """Replace the model's weights by the average inside the context, and restore them bit for bit afterwards."""
         kept = {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
         try:
             self._set(self._averages)
@@ -113,7 +113,7 @@ class WeightAverage:
         return {"weights": dict(self._averages), "started": self.started}
 
     def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
-        """Restore the state returned by `state_dict`; with None begin with the current weights."""
+        """Restore the state returned by `state_dict`; None begins with the current weights."""
         self._begin()
         if state is None:
             return

@@ -1,4 +1,4 @@
-"""Refuse a model that sees the tokens that it has to predict, before it is trained, and look again afterwards."""
+"""Refuse to train a model that sees the tokens it has to predict, and check it again after training."""
 
 import logging
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from samout_train.evaluation import Evaluator
 from samout_train.evaluation.verify import Leak, find_leak, find_trained_leak
 from samout_train.models import sees_future
 
-# What a model can raise for a row that is not one of its training.
+# Errors that a model may raise for a row that does not come from its training data.
 FAILURES = (RuntimeError, ValueError, TypeError, LookupError, AssertionError)
 log = logging.getLogger(__name__)
 
@@ -30,10 +30,10 @@ def require_causal(
     A model that declares that it sees the whole sequence passes: whether the data allows it is checked elsewhere.
 
     Args:
-        model: As it begins, before it is compiled or sharded.
+        model: The model before training, not yet compiled or sharded.
         source: The data that it is trained on.
         device: The model's device.
-        name: Of the model, for the message.
+        name: Name of the model, for the message.
         on_leak: Whether to refuse or to warn.
 
     Returns:
@@ -56,11 +56,11 @@ def require_causal(
 
 
 def look_again(evaluator: Evaluator, *, name: str) -> Leak | None:
-    """Warn about a trained model that is not causal; a leak may show in trained weights, or in fused kernels, alone.
+    """Warn about a trained model that is not causal: some leaks show only in trained weights or fused kernels.
 
     Args:
-        evaluator: Of the trained model, with the kernels and the precision of the training.
-        name: Of the model, for the message.
+        evaluator: Evaluator of the trained model, with the kernels and the precision of training.
+        name: Name of the model, for the message.
 
     Returns:
         Where it sees later tokens; None if it does not, or declares that it sees the whole sequence.
@@ -78,9 +78,9 @@ def look_again(evaluator: Evaluator, *, name: str) -> Leak | None:
 def _found(
     find: Callable[..., Leak | None], model: nn.Module, source: Source, device: torch.device, name: str
 ) -> Leak | None:
-    """Return what a check finds; None, with a warning, where the model cannot read the rows of the check.
+    """Return what a check finds; log a warning and return None if the model cannot read the rows of the check.
 
-    If it cannot read those of the training either, the training says so.
+    If the model cannot read training rows either, training reports that.
     """
     seq_len = min(source.train.seq_len, getattr(model, "max_seq_len", None) or source.train.seq_len)
     try:

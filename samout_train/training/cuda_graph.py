@@ -2,14 +2,15 @@
 
 A graph repeats kernels on the same memory. Values that change from step to step are therefore on the device at fixed
 addresses: the ids, the inverse of the number of counted targets, the learning rates and the flag of non-finite steps.
-The graph has the forward and backward passes of all micro-steps, the norm, the flag, clipping and the update. The copy
-of the ids, the average of the weights and the reading of results are outside.
+The graph contains the forward and backward passes of all micro-steps, the norm, the flag, clipping and the update. The
+copy of the ids, the average of the weights and the reading of results stay outside.
 
-The first steps of a shape run one operation at a time, as training does, on the stream that then captures: kernels are
-compiled there, and the optimizer makes its state. Steps that a graph cannot have run one operation at a time as well,
-on the same scalars and with the same bits: another shape, a hook, a step that is repeated after a non-finite one.
+The first steps of each shape run one operation at a time, on the stream that captures later: they compile kernels and
+create the optimizer's state. Some steps cannot be graphs: those of further shapes after the first MOST_GRAPHS, those
+with a hook, and those repeated after a non-finite step. They also run one operation at a time, on the same scalars and
+with the same bits.
 
-Random numbers are drawn by torch's generator of the device, which each replay advances as the step by itself would.
+Random numbers come from torch's generator of the device. Each replay advances it as the original step would.
 """
 
 import logging
@@ -31,7 +32,7 @@ CudaGraph = bool | Literal["auto"]
 WARM_UP_STEPS = 3  # of each shape
 MOST_GRAPHS = 4  # shapes; each graph keeps its gradients
 MOST_PASSES = 64  # forward and backward passes in a graph
-SHARES_OF_TARGETS = 16  # a bound on the counted targets is rounded up to this share of all, so that shapes repeat
+SHARES_OF_TARGETS = 16  # the bound on counted targets is a multiple of 1/16 of all, so that shapes repeat
 HOOKS_OF_A_MODULE = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 HOOKS_OF_A_PARAMETER = ("_backward_hooks", "_post_accumulate_grad_hooks")
 HOOKS_OF_AN_OPTIMIZER = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
@@ -66,20 +67,20 @@ class StepInputs:
         return (*self.ids_RT.shape, self.most_targets)
 
 
-Results = tuple[Tensor, Tensor | None]  # loss, and norm of the gradient where there is one
+Results = tuple[Tensor, Tensor | None]  # loss, and gradient norm if there is one
 
 
 def takes_scalars(optimizer: torch.optim.Optimizer, device: torch.device, *, is_sharded: bool) -> bool:
-    """Return whether steps read changing values from scalars on the device, so that a graph of them is possible."""
+    """Return whether steps read changing values from scalars on the device, which a graph requires."""
     fused = type(optimizer) in (torch.optim.Adam, torch.optim.AdamW) and optimizer.defaults["fused"]
     return device.type == "cuda" and fused and not is_sharded
 
 
 class DeviceScalars:
-    """Keep scalars on the device that steps read: the learning rates, and the inverse of the number of targets.
+    """Keep the scalars that steps read on the device: the learning rates, and the inverse of the number of targets.
 
-    To divide by a number, torch multiplies by its inverse in float32 on CUDA, so the bits are the same. A rate is
-    rounded to float32 here; without these scalars it is a double.
+    On CUDA, torch divides by a number by multiplying with its float32 inverse, so the bits are the same. Rates are
+    rounded to float32 here; without these scalars they are doubles.
 
     Args:
         optimizer: A fused Adam or AdamW of torch.
@@ -95,7 +96,7 @@ class DeviceScalars:
         self.attach()
 
     def attach(self) -> None:
-        """Give the optimizer its rates as scalars, also after its `load_state_dict`."""
+        """Give the optimizer its rates as scalars; must be called again after its `load_state_dict`."""
         rates = [float(group["lr"]) for group in self._optimizer.param_groups]
         for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate
@@ -105,7 +106,7 @@ class DeviceScalars:
         self.set_rates(rates)
 
     def set_rates(self, values: Sequence[float]) -> None:
-        """Set the learning rates by group; a fill is queued only for those that change."""
+        """Set the learning rates by group; only those that changed are written to the device."""
         for number, (rate, value) in enumerate(zip(self._rates, values, strict=True)):
             if self.values[number : number + 1] != (value,):
                 rate.fill_(value)
@@ -127,7 +128,7 @@ class DeviceScalars:
 
 
 def rounded_bound(own_targets: int, shape: tuple[int, int], accumulate: int, chunk_len: int | None) -> int:
-    """Return an upper bound on the counted targets of a pass that changes little from step to step.
+    """Return an upper bound on the counted targets of a pass, rounded so that it rarely changes between steps.
 
     Args:
         own_targets: Counted targets of this process.
@@ -208,7 +209,7 @@ class Recorder(Protocol):
         ...
 
     def record(self, work: Callable[[], Results]) -> tuple[Callable[[], None], Results]:
-        """Record a step without running it; return the function that runs it and the results, which it overwrites."""
+        """Record a step without running it; return the function that runs it, and the results, which it overwrites."""
         ...
 
     def reset(self) -> None:
@@ -237,7 +238,7 @@ class CudaRecorder:
         self._pool = torch.cuda.graph_pool_handle()
 
     def host_random_state(self) -> Tensor:
-        """Return the state of torch's generator of the CPU: numbers drawn there would be the same in each replay."""
+        """Return the state of torch's CPU generator, whose numbers would be the same in every replay."""
         return torch.get_rng_state()
 
     def aside(self, work: Callable[[], Results]) -> Results:
@@ -250,12 +251,12 @@ class CudaRecorder:
         return results
 
     def record(self, work: Callable[[], Results]) -> tuple[Callable[[], None], Results]:
-        """Capture a graph; the memory that only the warm-up used is given back."""
+        """Capture a graph, and release the memory that only the warm-up used."""
         graph = torch.cuda.CUDAGraph()
         current = torch.cuda.current_stream(self._device)
         try:
-            with torch.cuda.stream(current):  # torch's own context would stay on its stream after a failed capture
-                # Threads that write checkpoints call CUDA, too.
+            with torch.cuda.stream(current):  # without this, a failed capture would leave its stream current
+                # Threads that write checkpoints also call CUDA.
                 capture = torch.cuda.graph(
                     graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
                 )
@@ -338,7 +339,7 @@ class StepGraph:
         return self._run(self._records[key], inputs)
 
     def drop(self) -> None:
-        """Forget all records: after the optimizer's state was loaded, it is at other addresses."""
+        """Forget all records; needed after the optimizer's state is loaded, since that moves it in memory."""
         self._records.clear()
         self._seen.clear()
         self._recorder.reset()
@@ -349,7 +350,7 @@ class StepGraph:
         return any(getattr(parameter, name) for name in HOOKS_OF_A_PARAMETER for parameter in self._parameters)
 
     def _drop_if_moved(self) -> None:
-        """Forget the records if a weight is elsewhere, or the optimizer has another state."""
+        """Forget the records if a weight has moved in memory, or the optimizer's state was replaced."""
         addresses = tuple(parameter.data_ptr() for parameter in self._parameters)
         if self._records and (self._state is not self._optimizer.state or addresses != self._addresses):
             self.drop()
@@ -364,7 +365,7 @@ class StepGraph:
         return results
 
     def _record(self, inputs: StepInputs) -> bool:
-        """Record a step without running it; return whether that is possible."""
+        """Record a step without running it; return whether that worked."""
         static = replace(inputs, ids_RT=inputs.ids_RT.clone())
         random = device_random_state(self._device)
         try:

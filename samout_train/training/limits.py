@@ -13,7 +13,7 @@ class LimitSettings:
         max_steps: `trainer.max_steps`.
         max_epochs: `trainer.max_epochs`.
         max_seconds: `trainer.max_seconds`.
-        budget_steps: `data.budget_steps`, which applies where the three are None.
+        budget_steps: `data.budget_steps`, which applies if the three above are None.
         num_rows: Training rows in an epoch.
         batch_size: Rows in a step.
     """
@@ -67,13 +67,13 @@ def once(words: Sequence[str]) -> list[str]:
     """Return a command line without duplicate keys: the last value of each counts.
 
     Args:
-        words: Flags and overrides. A key that was added with `+` keeps it.
+        words: Flags and overrides. If one of a key's overrides adds it with `+`, the remaining one still adds it.
     """
     last: dict[str, str] = {}
     added = set()
     for word in words:
         key = _identity(word)
-        last.pop(key, None)  # keeps the place of its last occurrence
+        last.pop(key, None)  # so that it takes the place of its last occurrence
         last[key] = word
         if word.startswith("+"):
             added.add(key)

@@ -13,7 +13,7 @@ from samout_train.runtime import distributed, too_large
 if TYPE_CHECKING:
     from samout_train.training.step import TrainingStep
 
-MUCH_PER_TOKEN = 1 << 16  # bytes: if a step fits at this cost for each token, its need is not estimated
+MUCH_PER_TOKEN = 1 << 16  # bytes: a step that fits at this cost per token is not estimated
 FEW_IDS = 8  # stands for the vocabulary size, which is not known yet
 OF_EACH_WEIGHT = 2 * torch.float32.itemsize  # bytes: the weight and its gradient
 SQUARES = 32  # a layer has fewer weights than this many times the square of its widest size
@@ -40,7 +40,7 @@ def model_too_large(node: Mapping[str, Any], device: torch.device) -> str | None
     try:
         one = _elements({**node, "num_layers": 1})
         two = _elements({**node, "num_layers": 2})
-    except ValueError:  # settings that contradict each other, which building the model reports
+    except ValueError:  # contradictory settings: building the model reports them
         return None
     lacks = _lacks(one + (layers - 1) * (two - one), device)
     if lacks is None:
@@ -50,7 +50,7 @@ def model_too_large(node: Mapping[str, Any], device: torch.device) -> str | None
 
 
 def ids_too_large(data: Mapping[str, Any], device: torch.device) -> list[str]:
-    """Return problems of data whose ids alone do not fit: those of a batch, or of a task's rows.
+    """Return the problems of data if the ids of a batch, or of a task's rows, do not fit into memory.
 
     Args:
         data: Its settings, each valid by itself.
@@ -83,7 +83,7 @@ def ids_too_large(data: Mapping[str, Any], device: torch.device) -> list[str]:
 
 
 def step_too_large(step: "TrainingStep", seq_len: int) -> str | None:
-    """Return why the step of a batch cannot fit into memory, from shapes alone; None if it may.
+    """Return why a training step cannot fit into memory, from shapes alone; None if it may.
 
     Args:
         step: The step, before it is run.

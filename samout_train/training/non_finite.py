@@ -3,8 +3,8 @@
 On a CPU the host checks every step. On CUDA a check would make the host wait, so the device decides: a sticky flag
 suppresses the fused update of the non-finite step and of all later ones (`found_inf`, as in torch's GradScaler), and a
 copy of the flag reaches the host some steps later without a wait. The host then returns to that step, whose weights are
-unchanged, and repeats it with a check. From there on both devices do the same. An optimizer without support for
-`found_inf` is checked in every step, on CUDA too.
+unchanged, and repeats it with a check. From there on CPU and CUDA behave alike. With an optimizer that does not support
+`found_inf`, the host checks every step, on CUDA too.
 """
 
 import logging
@@ -52,11 +52,11 @@ class StepSnapshot:
     Args:
         step_count: Steps made so far.
         tokens_seen: Counted targets in them.
-        empty_steps: Those of them whose batch had no counted target.
+        empty_steps: How many of these steps had a batch without counted targets.
         loss: Loss of the last step.
         grad_norm: Gradient norm of the last step.
         rates: Learning rates by group.
-        random: torch's generators: of the CPU, and of the CUDA device where the step runs on one.
+        random: States of torch's generators: of the CPU, and of the CUDA device if the step runs on one.
         averaging: Whether the average of the weights was past its warm-up.
     """
 
@@ -91,14 +91,14 @@ class NonFiniteMonitor:
     """
 
     def __init__(self) -> None:
-        self.flag: Tensor | None = None  # at one address for the whole run, as a graph needs it
+        self.flag: Tensor | None = None  # at one address for the whole run, as graphs require
         self._noted: deque[tuple[StepSnapshot, Tensor, torch.cuda.Event | None]] = deque()
 
     def mark(self, figure: Tensor) -> Tensor:
         """Raise the flag on the device if a step is not finite; return the flag.
 
         Args:
-            figure: At least 0, and finite if and only if the step is.
+            figure: A number of at least 0 that is finite if and only if the step is.
         """
         if self.flag is None:
             self.flag = torch.zeros_like(figure, dtype=torch.float32)  # as the fused kernels read it
@@ -108,7 +108,7 @@ class NonFiniteMonitor:
         """Queue the copy of the flag to the host.
 
         Args:
-            before: The snapshot to return to if the step that was marked last is not finite.
+            before: The snapshot to return to if the last marked step is not finite.
         """
         assert self.flag is not None
         event = None
@@ -122,7 +122,8 @@ class NonFiniteMonitor:
         """Return the snapshot before the first non-finite step, once; None if no such step is known.
 
         Args:
-            wait: Wait for the device, so that all noted steps are known. Several processes always wait for older steps.
+            wait: Whether to wait for the device, so that the result of every watched step is known. Several processes
+                always wait for all but the last few steps.
         """
         together = distributed.count() > 1
         while self._noted:
@@ -270,7 +271,7 @@ def require_finite(state: Mapping[str, Any]) -> None:
     by_device: dict[torch.device, list[Tensor]] = {}
     for tensor in tensors.values():
         by_device.setdefault(tensor.device, []).append(tensor)
-    # The largest number is finite if and only if all are: one pass, and one wait for each device.
+    # The maximum is finite if and only if all numbers are: one pass, and one wait per device.
     largest = [float(nn.utils.get_total_norm(group, norm_type=math.inf)) for group in by_device.values()]
     if not distributed.largest(not all(map(math.isfinite, largest))):
         return

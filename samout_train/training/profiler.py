@@ -1,7 +1,7 @@
 """Profile a few steady optimizer steps with torch's profiler; write a trace, and a table of where the time goes.
 
-On a CPU the time of a step is that of its thread; on CUDA it is that of its operations on the device. Each operation is
-counted without those that it calls, so that the parts add up to the whole.
+On a CPU, the time of a step is the time of its thread; on CUDA, the time of its operations on the device. An
+operation's time excludes the operations that it calls, so that the parts add up to the whole.
 """
 
 import logging
@@ -20,12 +20,12 @@ from tqdm import tqdm
 
 from samout_train.runtime import Clock, replace_file
 
-WARM_UP_STEPS = 5  # the last one already under the profiler, whose start is slow
+WARM_UP_STEPS = 5  # the last one already runs under the profiler, whose start is slow
 PROFILED_STEPS = 5
 LONGEST_LIST = 15
 STEP = "optimizer step"
 TRACE, TABLE = "steps.pt.trace.json", "table.txt"  # TensorBoard's profiler looks for names with this ending
-OPTIMIZER_RANGE = "Optimizer."  # torch's own ranges, and that of clipping, begin with this
+OPTIMIZER_RANGE = "Optimizer."  # torch's own ranges begin with this, and so does the range of clipping
 OPTIMIZER, COMPILED, OTHER = "optimizer", "compiled", "other"
 # The first pattern that matches an operation's name decides its kind.
 KINDS = {
@@ -51,9 +51,9 @@ class Operation:
     """An operation in the profiled steps.
 
     Args:
-        name: Torch's name of it.
+        name: Its name in torch.
         kind: A key of `KINDS`, or `other`.
-        microseconds: Of all its calls together, without the operations that it calls.
+        microseconds: Time of all its calls together, without the operations that it calls.
         calls: Number of calls.
     """
 
@@ -67,7 +67,7 @@ class Operation:
 def profiling(*, folder: Path | None, clock: Clock, steps_made: int) -> Iterator[StepContext]:
     """Yield the context of each step; given a folder, profile a few steps after the warm-up.
 
-    If the run ends before them, the log reports it; if it is stopped during them, no profile is written.
+    If the run ends before these steps, the log reports it. If it is stopped during them, no profile is written.
 
     Args:
         folder: Where trace and table go; None for no profile.
@@ -97,7 +97,7 @@ class _Profile:
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """Count the step inside, and profile it if it is one of those to profile."""
+        """Count the step inside the context, and profile it if its turn has come."""
         if self._is_done:
             yield
             return
@@ -235,7 +235,7 @@ def table(events: Sequence[Any], device: torch.device) -> list[str]:
 
 
 def _device_time(event: Any) -> float:
-    """Return the microseconds of the kernels that this operation launched, without the shadow of a range."""
+    """Return the microseconds of the kernels that this operation launched, without a range's own device event."""
     return float(sum(kernel.duration for kernel in event.kernels if kernel.name != event.name))
 
 

@@ -73,12 +73,12 @@ class Reports:
         return max(self._logged_step, self._evaluated_step)
 
     def log_and_evaluate(self, callbacks: Sequence[Callback], signals: StopSignals, *, is_last: bool) -> str | None:
-        """Log and evaluate if due after this step and not yet done for it, also not before a rollback.
+        """Log and evaluate if due after this step, unless that was done before, such as before a rollback.
 
         Args:
             callbacks: They get the report, if there is one; empty in all processes but the first.
             signals: Checked before each batch of an evaluation.
-            is_last: Whether this is the last step: both are due, and callbacks make their final measurements.
+            is_last: Whether this is the last step. Both are due then, and callbacks make their final measurements.
 
         Returns:
             The reason to stop, if a callback gives one; else None.
@@ -106,7 +106,7 @@ class Reports:
                 self._evaluated_step = step
             if metrics:
                 report = StepReport(step=step, metrics=metrics)
-                # After an evaluation a callback may generate a sample, in the first process alone.
+                # After an evaluation, a callback may generate a sample in the first process only.
                 with self.training_step.shared.unsharded() if should_evaluate else nullcontext():
                     reasons = [callback.on_report(report) for callback in callbacks]
         return distributed.from_first(next((reason for reason in reasons if reason), None))
@@ -114,7 +114,7 @@ class Reports:
     def evaluate_whole(self, signals: StopSignals) -> Evaluation:
         """Evaluate on the whole validation split, or on `final_eval_batches` batches with counted targets.
 
-        The average of the weights, where there is one, is evaluated too.
+        If the run has an average of the weights, it is evaluated too.
         """
         if self.training_step.average is not None:
             with self.training_step.average.in_place_of_weights():
@@ -183,13 +183,13 @@ class Reports:
         return summary
 
     def _word_perplexity(self, final: Evaluation) -> float | None:
-        """Return it where it is a figure of this text, and all of the text was evaluated."""
+        """Return the word perplexity; None if the data has no count of words, or not all of the text was evaluated."""
         if self.source.words is None or self.final_eval_batches is not None:
             return None
         return final.word_perplexity(self.source.words)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state with which a resumed run reports as if it had not been stopped."""
+        """Return the state that lets a resumed run report as if it had never stopped."""
         return {
             "best_val_loss_nats": self.best_val_loss_nats,
             "best_val_step": self.best_val_step,
@@ -243,7 +243,7 @@ class Reports:
         return metrics
 
     def _matmul_share(self, tokens_per_second: float) -> float:
-        """Return the operations of the model's matrix products by those that this machine does in the same time."""
+        """Return the FLOPs of the model's matrix products as a share of what this machine does in the same time."""
         model: Any = self.training_step.model
         flops = TRAINING_TIMES * model.forward_flops_per_token(self.source.train.seq_len) * tokens_per_second
         return flops / distributed.count() / matmul_rate(self.device, self.training_step.precision)

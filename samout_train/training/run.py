@@ -82,7 +82,7 @@ def build_model(name: str, *, vocab_size: int, pad_id: int | None = 3, **setting
     node = usual | settings
     if isinstance(pattern := settings.get("pattern"), list) and all(isinstance(one, str) for one in pattern):
         mixers = compose_config([f"model={name}", f"model.pattern=[{','.join(pattern)}]"]).config["model"].get("mixers")
-        node = node | {"mixers": settings.get("mixers", mixers)}  # with those that its YAML does not list
+        node = node | {"mixers": settings.get("mixers", mixers)}  # including mixers that its YAML does not list
     require_no_problems(check_model(node))
     found = []
     for problem in changes_nothing(node):
@@ -132,7 +132,7 @@ def train(overrides: Sequence[str]) -> tuple[dict[str, Any], nn.Module]:
 
 
 def prepare(claim: Claim, overrides: Sequence[str]) -> Callable[[], tuple[dict[str, Any], nn.Module]]:
-    """Build everything that a checked configuration names, the trainer, checkpoints, callbacks, and begin the run.
+    """Build the trainer, checkpoints and callbacks of a checked configuration, and begin the run.
 
     Args:
         claim: The run directory and its configuration, held until the run ends.
@@ -196,8 +196,8 @@ def trainer_from(config: Mapping[str, Any], *, run_dir: Path | None = None, name
 
     Args:
         config: The configuration.
-        run_dir: Where the run lies; of one that is resumed there, the weights come from its checkpoint alone.
-        name: Of the model, for messages; by default that of its class.
+        run_dir: The run directory. If the run resumes there, its weights come from its checkpoint alone.
+        name: Name of the model, for messages; by default the name of its class.
 
     Raises:
         ConfigError: if the parts do not fit together.
@@ -221,7 +221,7 @@ def trainer_from(config: Mapping[str, Any], *, run_dir: Path | None = None, name
     init_from = _begin_with(weights, model, source, config["model"])
     on_leak = config.get("on_leak", "refuse")  # a user's root YAML may lack the key
     leak = require_causal(model, source, device, name=name or type(model).__name__, on_leak=on_leak)
-    if distributed.rank():  # the same initial weights, another dropout
+    if distributed.rank():  # all processes have the same initial weights, but their own dropout
         seed_everything(config["seed"] + OTHER_SEED * distributed.rank())
     trainer: Trainer = build(
         config["trainer"],
@@ -300,7 +300,7 @@ def source_from(config: Mapping[str, Any], *, extends: Vocabulary | None = None)
         extends: The vocabulary of the initial weights, used for text if the data names no other.
 
     Raises:
-        ValueError: if it does not match the configuration.
+        ValueError: if the data does not match the configuration.
     """
     node = dict(config["data"])
     for key in DATA_SETTINGS:
@@ -328,7 +328,7 @@ def _measure_products(trainer: Trainer) -> None:
 
 
 def _record_of(trainer: Trainer, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the record in each checkpoint's manifest: the data, and the settings that decide the course of a run."""
+    """Return the record for each checkpoint's manifest: the data, and the settings that affect training."""
     settings = _only(config, ("schedule", "trainer", "optimizer"))
     for key in DATA_SETTINGS:
         settings[f"data.{key}"] = config["data"].get(key)
@@ -336,7 +336,7 @@ def _record_of(trainer: Trainer, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _log_schedules(trainer: Trainer) -> None:
-    """Log the learning rates of the last step and of the next one, and the temperatures of a mixer that is annealed."""
+    """Log the learning rates of the last and the next step, and the temperatures if a mixer is annealed."""
     if trainer.finished():
         return
     step, last = trainer.step_count, _last_learning_rate(trainer)
@@ -353,7 +353,7 @@ def _last_learning_rate(trainer: Trainer) -> float:
 
 
 def _changed_parts(trainer: Trainer, restored: Restored, settings: Mapping[str, Any]) -> list[str]:
-    """Return the settings that a resumed run changed, one text each; limits of its length are not among them."""
+    """Return the settings that a resumed run changed, one text each, without the limits of its length."""
     now = {**made_with(trainer.device, trainer.precision), **settings}
     then = restored.manifest | restored.manifest["settings"]
     keys = [key for key in ("precision", "processes") if then.get(key, now[key]) != now[key]]
@@ -376,7 +376,7 @@ def _only(settings: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
 
 
 def _misfits(model: nn.Module, source: Source) -> list[str]:
-    """Return why a model does not fit this data, as far as only the built model and data show it."""
+    """Return why a model does not fit this data: the reasons that only the built model and data show."""
     found = []
     max_seq_len = getattr(model, "max_seq_len", None)
     longest = max(rows.seq_len for rows in (source.train, source.validation, *source.tests.values()))

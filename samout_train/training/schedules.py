@@ -56,7 +56,7 @@ def first_limit(
         max_rows: Rows to train on, rounded up to a whole batch of `batch_size`.
         max_seconds: Seconds of training.
         batch_size: Rows in a step.
-        budget_steps: The last step where the three are None.
+        budget_steps: The last step if the three above are None.
     """
     total_steps = max_steps
     if max_rows is not None:
@@ -139,7 +139,7 @@ class Cosine:
 
 
 class WarmupStableDecay:
-    """Linear warm-up, the base rate, then linearly down to `final_share` over the last part of the run.
+    """Linear warm-up, then the base rate, then a linear decay to `final_share` over the last part of the run.
 
     Args:
         warmup_steps: Warm-up takes this many steps, or a tenth of the run where that is less.

@@ -75,7 +75,7 @@ def data_settings(
     log_every_n_steps: Annotated[int, Positive] = 10,
     eval_every_n_steps: Annotated[int, Positive] = 250,
 ) -> dict[str, int]:
-    """Return the keys that every data YAML may have beside those of its source: the defaults of training on it."""
+    """Return the keys that any data YAML may add to those of its source: the defaults for training on it."""
     return {"batch_size": batch_size, "budget_steps": budget_steps}
 
 
@@ -97,10 +97,10 @@ def checked_config(
         config_name: The root YAML.
         config_dirs: Further folders with YAML, absolute.
         typed: Whether text values are as a shell gave them.
-        shared: Those of the overrides that are meant for several models, and may change nothing in this one.
+        shared: Overrides that are meant for several models and may therefore change nothing in this one.
 
     Returns:
-        The configuration, None if it cannot be composed; and all problems.
+        The configuration (None if it cannot be composed), and all problems.
     """
     wrong = check_overrides(overrides, folders=[CONF, *map(Path, config_dirs)], typed=typed)
     refused = list(wrong.values())
@@ -133,7 +133,8 @@ def _without_effect(
 ) -> list[Problem]:
     """Return the problems of overrides that would change nothing in the model.
 
-    Settings in YAML may be meant for several models, and a run that is resumed keeps what it began with.
+    Settings in YAML are exempt, since they may be meant for several models. So are resumed runs, which keep the
+    settings that they began with.
     """
     if config.get("resume") is not None:
         return []
@@ -154,7 +155,7 @@ def changes_nothing(model: Node) -> list[Problem]:
         return []
     try:
         return as_problems(check(model, "model"))
-    except (ValueError, TypeError, RuntimeError):  # a part that cannot be built, which building the model reports
+    except (ValueError, TypeError, RuntimeError):  # a part cannot be built: building the model reports that
         return []
 
 
@@ -174,11 +175,11 @@ def without_refused(overrides: Sequence[str], wrong: Collection[str]) -> list[st
 
 
 def without_missing(problems: Sequence[Problem], wrong: Collection[str]) -> list[Problem]:
-    """Return problems without those of keys that are missing only because their override is invalid.
+    """Return the problems, leaving out keys that are missing only because their override is invalid.
 
     Args:
         problems: Problems of settings that were composed without the invalid overrides.
-        wrong: Those overrides.
+        wrong: The invalid overrides.
     """
     refused = set(map(key_of, wrong))
     kept = []
@@ -292,7 +293,7 @@ def _node(config: Mapping[str, Any], name: str) -> Node:
 
 
 def _key_below(config: Mapping[str, Any], name: str) -> str | None:
-    """Return a hint at the key of a node that a key at the top may mean: `optimizer.lr` for `lr`."""
+    """Return a hint at the node key that an unknown top-level key may mean, such as `optimizer.lr` for `lr`."""
     below = {}
     for group in config:
         for key in _node(config, group):
@@ -330,7 +331,7 @@ def _check_callbacks(callbacks: Any) -> list[Problem]:
 
 
 def _check_rules(config: Mapping[str, Any], sound: set[str]) -> list[Problem]:
-    """Return the problems between nodes that are valid by themselves."""
+    """Return the problems between nodes, each of which is valid by itself."""
     found: list[Problem | str | None] = []
     data, trainer, schedule = (_node(config, name) for name in ("data", "trainer", "schedule"))
     if {"data", "trainer"} <= sound:
@@ -386,7 +387,7 @@ def _check_machine(config: Mapping[str, Any], sound: set[str]) -> list[Problem |
 
 
 def _no_graph(trainer: Node, device: torch.device, precision: str) -> str | None:
-    """Return why the CUDA graph that was asked for cannot be, by the settings alone."""
+    """Return why a requested CUDA graph is impossible, judging by the settings alone."""
     if trainer.get("cuda_graph") is not True:
         return None
     problem = settings_problem(

@@ -1,12 +1,12 @@
 """An optimizer step: micro-steps forward and backward, clipping, update.
 
-The loss is the sum of nats over the number of counted targets of the whole batch, so that micro-steps over ragged
-padding add up to the gradient of the big batch. The host never waits for the device, and a non-finite loss or gradient
-never reaches the weights: `samout_train.training.non_finite` explains how.
+The loss is the sum of nats divided by the number of counted targets in the whole batch, so that micro-steps with
+different amounts of padding add up to the gradient of the whole batch. The host never waits for the device, and a
+non-finite loss or gradient never reaches the weights: `samout_train.training.non_finite` explains how.
 
-Long rows may be trained on in chunks. Each chunk starts from the state of the one before it, without a gradient into it
-(truncated backpropagation through time, Williams and Peng 1990): the loss is that of whole rows, the memory that of one
-chunk.
+Long rows may be trained on in chunks. Each chunk starts from the state of the previous one, and no gradient flows back
+into it (truncated backpropagation through time, Williams and Peng 1990). The loss is the same as for whole rows, but
+memory is needed for one chunk only.
 """
 
 # R rows, T time
@@ -67,7 +67,7 @@ class TrainingStep:
         precision: Precision of the forward and backward pass.
         accumulate: Micro-steps; each takes an equal share of the batch's rows.
         chunk_len: Targets of a row in one forward and backward pass; None for all.
-        clip_grad_norm: Upper end of the norm of all gradients together; None for no clipping.
+        clip_grad_norm: Largest allowed norm of all gradients together; None for no clipping.
         compile: Whether torch compiles the model at the first step; evaluation uses the uncompiled model.
         on_non_finite: What to do with a step whose loss or gradient is not finite. In fp16, GradScaler handles
             overflowing gradients: it skips the update and lowers its scale; only the loss is checked there.
@@ -85,13 +85,13 @@ class TrainingStep:
         loss: Loss of the last step that was not skipped, before its update, in nats per counted target.
         skipped_steps: Non-finite steps that were skipped, counted from 1: they change nothing, not even a random state.
         empty_steps: Number of steps whose batch had no counted target; they change nothing either.
-        temperature: Temperature of the last step where a mixer is annealed; None elsewhere.
-        weight_decay: Weight decay of the last step where it is on a schedule; None elsewhere.
+        temperature: Temperature of the last step; None unless a mixer is annealed.
+        weight_decay: Weight decay of the last step; None unless it is on a schedule.
         snapshot: The state before the step that is running; None between steps.
         checks_on_host: Whether the host checks each step before its update.
         average: The average of the weights; None without `ema`.
-        scalars: What changes from step to step, on the device; None where steps read numbers.
-        graph: The device's part as a graph; None where each operation is launched by itself.
+        scalars: The values that change from step to step, on the device; None if steps read them as numbers.
+        graph: The device's part as a graph; None if each operation is launched separately.
     """
 
     def __init__(
@@ -322,7 +322,7 @@ class TrainingStep:
         )
         if self.batches.document_id is None or not self.shared.is_sharded:
             return parts
-        # Each call gathers the shards of all processes, so all of them make as many.
+        # Each call gathers shards from all processes, so all processes must make the same number of calls.
         calls = 0
         for inputs_RT, _ in parts:
             calls += -(-inputs_RT.shape[1] // (self.chunk_len or inputs_RT.shape[1]))
@@ -360,7 +360,7 @@ class TrainingStep:
         """Revert an incomplete step, and drop the gradients.
 
         Returns:
-            Whether the state is that before the step; false if the step failed within the update.
+            Whether the state is as before the step; false if the step failed during the update.
         """
         if self.snapshot is not None:
             self._restore(self.snapshot)
@@ -409,8 +409,8 @@ class TrainingStep:
         """Restore the state returned by `state_dict`.
 
         Raises:
-            ValueError: if the tensors are of another model or optimizer, with the names and shapes that differ; nothing
-                is loaded then.
+            ValueError: if the tensors belong to another model or optimizer; the message names those that differ, and
+                nothing is loaded.
         """
         load_weights(self.shared, self.optimizer, state, self.stateful)
         if self.scalars is not None:

@@ -50,7 +50,7 @@ log = logging.getLogger(__name__)
 
 
 class MemoryExhaustedError(Exception):
-    """Memory is exhausted; the message reports for what, and which settings need less."""
+    """Memory is exhausted; the message reports where, and which settings need less."""
 
 
 class Trainer:
@@ -70,10 +70,10 @@ class Trainer:
         max_epochs: End after this many passes over the training rows; None for no limit.
         max_seconds: End after this many seconds of training, without evaluations and checkpoints; None for no limit.
         accumulate: Micro-steps in an optimizer step. `accumulate` times processes must divide batch_size.
-        chunk_len: Targets of a row in one forward and backward pass. The state is carried from chunk to chunk, without
-            a gradient: memory is that of rows of this length. None for whole rows.
+        chunk_len: Targets of a row in one forward and backward pass. The state is carried from chunk to chunk without a
+            gradient, so memory is needed only for rows of this length. None for whole rows.
         parallel: How several processes share the model: `ddp`, a copy each, or `fsdp`, shards of it.
-        clip_grad_norm: Upper end of the norm of all gradients together; None for no clipping.
+        clip_grad_norm: Largest allowed norm of all gradients together; None for no clipping.
         log_every_n_steps: Log at multiples of this, and at the last step.
         eval_every_n_steps: Evaluate on the fixed batches at multiples of this, and at the last step.
         eval_batches: Number of fixed batches, spread over the validation split.
@@ -83,11 +83,11 @@ class Trainer:
         activation_checkpointing: Whether to recompute each layer's activations in the backward pass.
         tf32: Whether float32 products on CUDA round to TF32.
         compile: Whether torch compiles the model for the training step.
-        cuda_graph: Whether a step on CUDA is launched as one graph. `auto` does so where a graph can have the step, and
-            logs why where it cannot; see `samout_train.training.cuda_graph`.
+        cuda_graph: Whether a step on CUDA is launched as one graph. `auto` does so if possible, and otherwise logs the
+            reason; see `samout_train.training.cuda_graph`.
         on_non_finite: What to do with a step whose loss or gradient is not finite.
-        ema: Half-life, in tokens, at least 1, of an exponential moving average of the weights, which is evaluated and
-            saved beside them; None for no average.
+        ema: Half-life in tokens, at least 1, of an exponential moving average of the weights. The average is evaluated
+            and saved in addition to the weights. None for no average.
 
     Raises:
         ValueError: if `accumulate` times processes does not divide batch_size, or the model or device lacks what a
@@ -162,7 +162,7 @@ class Trainer:
             checkpoint_activations(self.model)
 
     def _use_graph(self, cuda_graph: CudaGraph, *, compile: bool, activation_checkpointing: bool) -> None:
-        """Make steps a CUDA graph, or log why not; on other devices nothing is logged unless it was asked for."""
+        """Run steps as a CUDA graph, or log why not. On other devices nothing is logged unless a graph is required."""
         if cuda_graph is False or (cuda_graph == "auto" and self.device.type != "cuda"):
             return
         step = self.training_step
@@ -220,7 +220,7 @@ class Trainer:
     ) -> None:
         self.resumed_from: str | None = None  # another run's checkpoint, if this run started from one
         self.init_from: dict[str, Any] = {}  # the record of its initial weights, if `init_from` gave some
-        self.leak: Leak | None = None  # where the model sees the tokens that it has to predict, if it may
+        self.leak: Leak | None = None  # where the model sees tokens that it has to predict, if allowed
         self.clock = Clock(self.device)
         self.reports = Reports(
             self.training_step,
@@ -251,7 +251,7 @@ class Trainer:
 
         Raises:
             StopRequestedError: if a signal asked to stop; the checkpoint to resume from is then written.
-            CheckpointError: if that checkpoint, or the last one, could not be written.
+            CheckpointError: if that checkpoint, or the final one, could not be written.
             NonFiniteError, MemoryExhaustedError: if a step fails; the state before it is saved.
         """
         reset_peak_memory(self.device)
@@ -323,7 +323,7 @@ class Trainer:
         self.clock.pause()
         if stop_reason is not None:
             log.info("stopped after step %d: %s", self.step_count, stop_reason)
-        # Time may have run out, or a callback asked to stop, after that report was not yet the last.
+        # If time ran out or a callback asked to stop, the report above was not yet the last.
         self.reports.log_and_evaluate(watching, signals, is_last=True)
         self._save(callbacks, checkpoints)
 
@@ -332,7 +332,7 @@ class Trainer:
 
         Raises:
             NonFiniteError: if the run must not roll back, or has no checkpoint.
-            CheckpointError: if all are damaged.
+            CheckpointError: if all checkpoints are damaged.
         """
         try:
             with profiled():
@@ -408,7 +408,7 @@ class Trainer:
         return self.training_step.base_rates[0] * self.training_step.schedule(progress)
 
     def temperature(self, step: int) -> float | None:
-        """Return the temperature of a mixer that is annealed in a step, counted from 1; None where there is none."""
+        """Return the temperature of annealed mixers in a step, counted from 1; None if no mixer is annealed."""
         self.training_step.anneal(self.limits.progress(step, self._seconds()))
         return self.training_step.temperature
 
@@ -419,7 +419,7 @@ class Trainer:
         return distributed.number_of_first(self.clock.seconds)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state with which a resumed run continues exactly; the step gives the place in the order of rows.
+        """Return the state from which a run resumes exactly; the step determines the place in the order of rows.
 
         All processes must call it together.
         """

@@ -1,8 +1,8 @@
-"""The weight decay of a run: constant, or on a schedule of its own, linear in the share of the run.
+"""The weight decay of a run: constant, or on a schedule of its own that is linear in the share of the run.
 
-AdamW and Muon multiply the decay by the learning rate, so that what a step takes off a weight follows both schedules. A
-group of an optimizer that has a `weight_decay_end` is on the schedule, also one of a user's own optimizer. The decay of
-a step depends on the progress alone: a resumed run continues it exactly.
+AdamW and Muon multiply the decay by the learning rate, so the shrinking of a weight in a step follows both schedules.
+The schedule applies to each optimizer group with a `weight_decay_end`, including those of a user's own optimizer. The
+decay of a step depends only on the progress of the run, so a resumed run continues it exactly.
 
 Source: nanochat (Karpathy 2025) lets the decay of its matrices fall linearly to zero.
 """
@@ -39,7 +39,7 @@ class WeightDecaySchedule:
     """Set the decay of an optimizer's groups for each step.
 
     Args:
-        optimizer: A new optimizer; its groups have the decays of the start.
+        optimizer: A new optimizer, whose groups have the initial decays.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
@@ -50,7 +50,7 @@ class WeightDecaySchedule:
                 self._ranges[number] = float(group["weight_decay"]), float(group[END])
 
     def set(self, share: float) -> float | None:
-        """Set the decays for a share of the run, from 0 to 1; return that of the first group, None without any."""
+        """Set the decays for a share of the run, from 0 to 1; return the first of them, or None without a schedule."""
         decays = []
         for number, (start, end) in self._ranges.items():
             decays.append((1 - share) * start + share * end)

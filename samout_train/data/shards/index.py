@@ -2,7 +2,7 @@
 
 `plan.json`        settings, vocabulary and source files; written first
 `00000.bin`        ids of one part of the text, little-endian, uint16 if the vocabulary allows, else uint32
-`00000.documents`  start of each document in it, at its `<|sos|>`: little-endian uint32
+`00000.documents`  start of each document in that part, at its `<|sos|>`: little-endian uint32
 `00000.json`       sizes and digests of both; written last, so that it marks a complete part
 `vocabulary.json`  the vocabulary, to tokenize other text with it
 `index.json`       all of this in one file, written when every part is complete
@@ -26,7 +26,7 @@ from samout_train.runtime import read_json
 
 FORMAT = 1
 PLAN, INDEX, VOCABULARY = "plan.json", "index.json", "vocabulary.json"
-PLACE = np.dtype("<u4")  # type of a document's place in its shard
+PLACE = np.dtype("<u4")  # type of a document's position in its shard
 MAKE = "make one with `samout-train tokenize path=... out=...`"
 OF_CORPUS = Path("outputs", "corpus", "shards")
 MAKE_CORPUS = (
@@ -129,7 +129,7 @@ def digest_of(digests: Sequence[str]) -> str:
 
 
 def read_index(folder: Path) -> ShardIndex:
-    """Return the index of a folder; checks the shards by the sizes of their files.
+    """Return the index of a folder, after checking the sizes of the shards' files.
 
     Raises:
         ValueError: if there is no index, or a shard does not match it.

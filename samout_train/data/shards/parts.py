@@ -32,7 +32,7 @@ class SourceFile:
     Args:
         num_bytes: Its size.
         modified_ns: Its time of modification.
-        edges: The sha256 of its first and last EDGE bytes: files unpacked from archives often have the same time.
+        edges: The sha256 of its first and last EDGE bytes, since files from an archive often have equal times.
     """
 
     path: Path
@@ -52,7 +52,7 @@ class SourceFile:
 
     @property
     def at_lines(self) -> bool:
-        """Return whether it is a JSON Lines file, which is cut between lines."""
+        """Return whether it is a JSON Lines file; such a file is cut between lines."""
         return without_ending(self.path).suffix.lower() == JSONL
 
     @cached_property
@@ -62,7 +62,7 @@ class SourceFile:
 
     @cached_property
     def is_compressed(self) -> bool:
-        """Return whether it is compressed text, which is not cut: each part would read all of it."""
+        """Return whether it is compressed text; such a file is not cut, because each part would read all of it."""
         with self.path.open("rb") as file:
             return readable_compression(file.read(HEAD_BYTES)) is not None
 
@@ -86,12 +86,12 @@ Part = list[Span]
 
 
 def parts_of(sizes: Sequence[int], part_bytes: int, whole: Collection[int] = ()) -> list[Part]:
-    """Cut files larger than a part, and put together smaller ones that follow each other.
+    """Cut files larger than a part, and combine consecutive smaller files.
 
     Args:
         sizes: Bytes of the files, in their order.
-        part_bytes: What a part has at the most, but for what its ends are moved by.
-        whole: The numbers of files that are not cut; a larger one is a part of its own.
+        part_bytes: The most bytes of a part, before its ends are moved to places where a file can be cut.
+        whole: Indices of files that must not be cut; if larger than a part, such a file is a part of its own.
     """
     parts: list[Part] = []
     open_part: Part = []
@@ -120,7 +120,7 @@ def place_to_cut(path: Path, place: int, size: int, *, at_lines: bool, fold: boo
     """Return the first place at or after a planned one where a file can be cut.
 
     Args:
-        place: The planned place, in bytes. Places 0 and `size` are always possible.
+        place: The planned place, in bytes. A file can always be cut at 0 and at `size`.
         size: Size of the file in bytes.
         at_lines: Whether to cut at the start of a line; otherwise the cut is after a word, before a blank or newline.
         fold: Whether CR counts as a newline.
@@ -145,7 +145,7 @@ def place_to_cut(path: Path, place: int, size: int, *, at_lines: bool, fold: boo
 
 
 def _word_end(chunk: bytes, least: int, word_end: re.Pattern[bytes]) -> int:
-    """Return the end of the first character, from `least` on, that is not a space but precedes one; 0 if none."""
+    """Return the end of the first non-space character that precedes a space, from `least` on; 0 if there is none."""
     for match in word_end.finditer(chunk, max(0, least - 1)):
         end = match.end()
         character = chunk[max(0, end - LONGEST_CHARACTER) : end].decode("utf-8", errors="ignore")[-1:]

@@ -104,7 +104,7 @@ class ShardPlan:
         write_json(self.out / PLAN, plan | {"vocabulary": vocabulary_state})
 
     def require_own_folder(self) -> None:
-        """Raise ValueError if `out` is not a folder, or has files but no plan."""
+        """Raise ValueError if `out` is not a folder, or has other files but no plan."""
         if not str(self.out).strip() or (self.out.exists() and not self.out.is_dir()):
             raise ValueError(f"out={self.out}: is not a folder: set a new one")
         if self.out.is_dir() and not (self.out / PLAN).exists():

@@ -1,12 +1,12 @@
 """Read rows from the files of shards.
 
-Shards are not memory-mapped: a page that was read counts as memory of the process until it is released, and with the
-release a map is no faster. On 1 GB in 16 files, random rows of 256 arrived at 231 to 242 million tokens/s by `preadv`
-and at 217 to 231 million from maps released every 2,000 rows. Maps released every 4,000 rows were faster but kept all
-files in memory.
+Shards are not memory-mapped: each page that was read counts as memory of the process until it is released, and with
+releases a map is no faster. On 1 GB in 16 files, reading random rows of 256 reached 231 to 242 million tokens/s with
+`preadv`, and 217 to 231 million with maps released every 2,000 rows. Maps released every 4,000 rows were faster, but
+kept all files in memory.
 """
 
-# R rows, W ids of a row
+# R rows, W ids in a row
 
 import os
 import threading
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from samout_train.data.shards.index import AGAIN
 from samout_train.data.vocabulary.base import PAD_ID
 
-MOST_OPEN = 256  # files; many systems allow a process 1,024
+MOST_OPEN = 256  # files; many systems allow 1,024 per process
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Places:
 
 
 class ShardReader:
-    """Reads rows from files of ids and keeps up to MOST_OPEN of them open. Thread-safe."""
+    """Reads rows from files of ids, and keeps up to MOST_OPEN files open. Thread-safe."""
 
     def __init__(self, paths: Sequence[Path], dtype: "np.dtype[Any]") -> None:
         self.paths, self.dtype = list(paths), dtype

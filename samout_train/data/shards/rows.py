@@ -1,6 +1,6 @@
 """Rows of shards: the validation split of a folder, the places of its rows, and the mixture of several folders."""
 
-# R rows, T time, W = T + 1 ids of a row, G documents of a group
+# R rows, T time, W = T + 1 ids in a row, G documents in a group
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,8 +24,8 @@ PLACED_TOGETHER = 1 << 13
 GROUP = 64
 COUNTED_TOGETHER = GROUP << 14
 MOST_VALIDATION = 10  # validation gets at most one token in ten
-LOOKED_BACK = 256  # tokens; twice as many each time that they hold no role
-MAKES_A_ROW = 3  # ids: <|sos|>, an input and a target
+LOOKED_BACK = 256  # tokens, doubled whenever they contain no role token
+MAKES_A_ROW = 3  # the fewest ids of a document with a row: <|sos|>, an input and a target
 Int64s = NDArray[np.int64]
 LayoutName = Literal["packed", "documents"]
 
@@ -58,7 +58,7 @@ class ShardSplit:
         total = int(self._ends[-1])
         wanted = min(self.validation_tokens, total // MOST_VALIDATION)
         place = self._document_from(total - wanted)
-        if place is None and self.layout == "documents":  # the last document is longer than the wanted part
+        if place is None and self.layout == "documents":  # the last document exceeds the wanted size
             return self._last_document()
         if place is None or (self.layout == "packed" and 2 * (total - place) < wanted):
             return total - wanted
@@ -79,7 +79,7 @@ class ShardSplit:
         return documents
 
     def place_of_cut(self) -> tuple[int, int]:
-        """Return the shard of the first validation token and its place there."""
+        """Return the shard of the first validation token, and the token's place in it."""
         shard = min(int(np.searchsorted(self._ends, self.cut, side="right")), len(self._lengths) - 1)
         return shard, int(self.cut - (self._ends[shard] - self._lengths[shard]))
 
@@ -147,7 +147,7 @@ class Layout(Protocol):
 
 
 class PackedLayout:
-    """Consecutive windows of shards, whose first start in each shard changes from epoch to epoch.
+    """Consecutive windows of each shard. In each epoch, the first window of a shard starts at another token.
 
     Args:
         lengths: Tokens of each shard; a shard too short for a row has no rows.
@@ -180,8 +180,8 @@ class PackedLayout:
 class DocumentLayout:
     """Rows that begin after the `<|sos|>` of a document or continue one.
 
-    A document takes four bytes of memory, and every 64th another eight. The continuation of a document in the next
-    shard counts as a document.
+    A document takes four bytes of memory, and every 64th takes eight more. If a document continues in the next shard,
+    the continuation counts as another document.
 
     Args:
         lengths: Tokens of each shard.
@@ -191,7 +191,7 @@ class DocumentLayout:
 
     def __init__(self, lengths: Sequence[int], documents: Sequence[NDArray[np.uint32]], *, seq_len: int) -> None:
         self.seq_len = seq_len
-        # A document ends one before the next one begins; a sentinel follows the last one of a shard.
+        # A document ends one id before the next begins. A sentinel follows the last document of a shard.
         begins: list[NDArray[np.uint32]] = []
         self.num_short = 0
         for length, starts in zip(lengths, documents, strict=True):
@@ -238,18 +238,18 @@ class DocumentLayout:
 class ShardRows:
     """Rows of several sources, in an order of their own.
 
-    Each source has a fixed number of every 10,000 rows, spread evenly. The position in the endless stream therefore
-    determines a row's source and how many rows of that source came before it. Each source has its own epochs, shuffled
-    by its own key.
+    Each source provides a fixed number of every 10,000 rows, spread evenly. So the position in the endless stream
+    determines a row's source, and how many rows of that source came before it. Each source has its own epochs, shuffled
+    with its own key.
 
     Args:
-        layouts: The layout of each source; its shards follow those of the source before it.
+        layouts: The layout of each source; shards are numbered source by source.
         reader: A reader of all shards.
         first_shards: Index of each source's first shard.
         quotas: Rows of each source in 10,000.
         seq_len: Targets in a row T.
         seed: Seed of the order of each source's rows.
-        largest_id: The largest of all ids, as recorded by `tokenize`.
+        largest_id: The largest id of all sources, as recorded by `tokenize`.
     """
 
     split = staticmethod(next_token)
@@ -293,7 +293,7 @@ class ShardRows:
         return places
 
     def windows(self, start: int, stop: int) -> Tensor:
-        """Return rows start to stop - 1 of those that cover each source once, source by source, (R, T + 1) int64."""
+        """Return rows start to stop - 1 of the rows that cover each source once, source by source, (R, T + 1) int64."""
         return torch.from_numpy(self.reader.read(self.window_places(start, stop), self.seq_len + 1))
 
     def window_places(self, start: int, stop: int) -> Places:
@@ -312,7 +312,7 @@ class ShardRows:
         return sources, blocks * self._quotas[sources] + self._earlier[within]
 
     def _places(self, chunk: int) -> Places:
-        """Return the places of a chunk of the stream; computing few places would take as long."""
+        """Return the places of a chunk of the stream; computing fewer places would take as long."""
         if self._placed is None or self._placed[0] != chunk:
             stream = np.arange(chunk * PLACED_TOGETHER, (chunk + 1) * PLACED_TOGETHER)
             sources, earlier = self.sources_of(stream)
@@ -330,7 +330,7 @@ class ShardRows:
 
 
 class AgentRows:
-    """Rows of shards in which only the agent's messages are learned, with the token that ends each.
+    """Rows of shards in which only the agent's messages are learned, each with the token that ends it.
 
     Args:
         rows: Rows of conversations.
@@ -349,7 +349,7 @@ class AgentRows:
         return self._read(self.rows.places(indices, epoch))
 
     def windows(self, start: int, stop: int) -> Tensor:
-        """Return rows start to stop - 1 of those that cover each source once, (R, 2 T) int64."""
+        """Return rows start to stop - 1 of the rows that cover each source once, (R, 2 T) int64."""
         return self._read(self.rows.window_places(start, stop))
 
     def split(self, ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -360,8 +360,8 @@ class AgentRows:
         """Return whether the last role token before a place in a shard is the agent's.
 
         Args:
-            shard: Its number among all shards.
-            place: In tokens.
+            shard: The number of the shard among all shards.
+            place: The place in tokens.
         """
         reader, width = self.rows.reader, LOOKED_BACK
         while place > 0:
@@ -385,6 +385,6 @@ class AgentRows:
 
 
 def _found(ends: Int64s, indices: Int64s) -> tuple[Int64s, Int64s]:
-    """Return, for consecutive things that end at `ends`, the thing that holds each index and its place in it."""
+    """Return the item that contains each index, and the place in that item; consecutive items end at `ends`."""
     things = np.searchsorted(ends, indices, side="right")
     return things, indices - np.where(things > 0, ends[things - 1], 0)

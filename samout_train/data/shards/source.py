@@ -39,7 +39,7 @@ MOST_LOOKED_AT = 200_000_000  # tokens; larger data is not searched for copies
 @validated
 @dataclass(kw_only=True)
 class Shards:
-    """Folders of shards. The end of each is its validation split, which is held in memory.
+    """Folders of shards. The end of each folder is its validation split, which is kept in memory.
 
     Args:
         paths: One or more folders made by `tokenize` with one vocabulary.
@@ -52,7 +52,7 @@ class Shards:
         ignore_index: Targets of this value are not counted.
         seed: Seed of the order of rows, and of the cuts of packed rows in each epoch.
         reset_at_documents: Whether each document of a packed row starts without a state.
-        learn: `agent`: counted targets are the agent's messages and the token that ends each, as of `data=jsonl`.
+        learn: `agent`: counted targets are the agent's messages and the token that ends each, as in `data=jsonl`.
     """
 
     paths: str | list[str]
@@ -62,7 +62,7 @@ class Shards:
     seq_len: Annotated[int, Positive]
     ignore_index: int
     seed: int
-    reset_at_documents: bool = False  # of earlier runs; the YAML has true
+    reset_at_documents: bool = False  # the default of earlier runs; the YAML has true
     learn: Learn = "all"
 
     def source(self) -> Source:
@@ -181,7 +181,7 @@ class _Mixture:
         self.num_validation_tokens = len(tokens)
 
     def _marks(self, rows: AgentRows, first_shards: Sequence[int]) -> NDArray[np.uint8]:
-        """Return 1 for each validation token that is learned as a target."""
+        """Return 1 for each validation token that is learned as a target, else 0."""
         marks = []
         for split, first in zip(self.splits, first_shards, strict=True):
             shard, place = split.place_of_cut()
@@ -270,7 +270,7 @@ def _layout(split: ShardSplit, seq_len: int, key: tuple[int, int]) -> Layout:
 
 
 def _quotas(weights: Sequence[float], indices: Sequence[ShardIndex]) -> list[int]:
-    """Return integers in proportion to the weights that add up to a block, by the largest remainder."""
+    """Return integers that add up to a block, in proportion to the weights, by the largest-remainder method."""
     exact = np.array(weights, dtype=np.float64) / math.fsum(weights) * BLOCK
     quotas = np.floor(exact).astype(np.int64)
     quotas[np.argsort(quotas - exact, kind="stable")[: BLOCK - quotas.sum()]] += 1

@@ -1,7 +1,7 @@
 """Run tasks in processes that end with their parent, however it ends.
 
-A process of `concurrent.futures` waits forever if its parent is killed. Here each process has its own pipe, which then
-breaks.
+A process of `concurrent.futures` waits forever if its parent is killed. Here each process has its own pipe. The pipe
+breaks when the parent dies, and the process ends.
 """
 
 import os
@@ -78,7 +78,7 @@ def results(
 
 @contextmanager
 def _safe_path() -> Iterator[None]:
-    """Keep the working directory off the path of started interpreters: a file there may hide a library's module."""
+    """Keep the working directory out of `sys.path` of new interpreters: a file there may hide a library's module."""
     before = os.environ.get("PYTHONSAFEPATH")
     os.environ["PYTHONSAFEPATH"] = "1"
     try:
@@ -95,7 +95,7 @@ def _hand_out(running: dict[Connection, tuple[BaseProcess, Any]], to: Connection
     process, _ = running[to]
     if left:
         running[to] = process, left.pop()
-        with suppress(OSError):  # it has died, which the next read of its pipe reports
+        with suppress(OSError):  # if it has died, the next read of its pipe reports that
             to.send(running[to][1])
     else:
         to.close()
@@ -118,7 +118,7 @@ def _received(pipe: Connection, process: BaseProcess, signals: StopSignals) -> t
 
 def _serve(pipe: Connection, work: "Work[Any, Any]") -> None:
     """Do tasks until the pipe is closed at the other end."""
-    for number in SIGNALS:  # a terminal sends them to all its processes; the parent handles them
+    for number in SIGNALS:  # a terminal sends signals to all its processes; the parent handles them
         signal.signal(number, signal.SIG_IGN)
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while True:

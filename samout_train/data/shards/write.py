@@ -1,7 +1,7 @@
 """Tokenize many files into shards of ids in several processes, resuming after an interruption.
 
 The plan comes first: the files, their parts, and the vocabulary. Each part then becomes a shard, written atomically,
-and the index follows when every shard is complete. Nothing here imports torch, which takes seconds in each process.
+and the index follows when every shard is complete. Nothing here imports torch: that would take seconds per process.
 """
 
 import hashlib
@@ -47,7 +47,7 @@ class Tokenized:
         num_damaged: Number of damaged shards in a finished folder; None if the folder was unfinished.
         read_bytes: Bytes of the files tokenized by this call.
         seconds: Duration, without learning the vocabulary.
-        uncut: Names of compressed files that exceed a part, of which each is one shard.
+        uncut: Names of compressed files that are larger than a part; each becomes one shard.
     """
 
     index: ShardIndex
@@ -109,7 +109,7 @@ class _Making:
         if budget > enough:
             budget = max(1, enough // len(self.numbers))
         tasks = [(number, budget) for number in self.numbers]
-        # In the order of the parts, not of completion, or learned pairs could differ from run to run.
+        # In the order of the parts, not of completion: otherwise learned pairs could differ from run to run.
         samples = dict(self._results("learning the vocabulary", self.worker.sample, tasks))
         texts: list[str] = []
         for task in tasks:
@@ -237,7 +237,7 @@ class PartWorker:
         return texts
 
     def write(self, number: int, progress: Progress) -> Shard:
-        """Write the shard of a part: its ids, the places of its documents, and the record, in this order."""
+        """Write the shard of a part: first its ids, then the starts of its documents, last the record."""
         writing = _Writing(self.vocabulary, PAD_ID if self.given else None)
         name = f"{number:05d}"
 
@@ -286,7 +286,7 @@ class PartWorker:
             done = piece.bytes_done
 
     def _ends(self, file: SourceFile, span: Span) -> tuple[int, int | None]:
-        """Return the places where a span begins and ends; None for the end of a file that is read as a whole."""
+        """Return the places where a span begins and ends; the end is None if the whole file is read."""
         if file.is_compressed:
             return 0, None
         if file.table:
@@ -305,7 +305,7 @@ class PartWorker:
 
 
 class _Writing:
-    """Counts and digest of a shard while its ids are written."""
+    """Counts and digest of a shard, updated while its ids are written."""
 
     def __init__(self, vocabulary: Vocabulary, unknown_id: int | None) -> None:
         self.vocabulary, self.unknown_id = vocabulary, unknown_id
@@ -317,7 +317,7 @@ class _Writing:
         self.left_out: Counter[str] = Counter()
 
     def encoded(self, piece: Piece) -> bytes:
-        """Return the ids of a piece as bytes of the file, and count them."""
+        """Return the ids of a piece as bytes for the file, and count them."""
         self.left_out.update(piece.left_out)
         ids = np.concatenate([np.zeros(0, dtype=np.int32), *map(self._ids, piece.parts)])
         if len(ids):
@@ -332,7 +332,7 @@ class _Writing:
         return encoded
 
     def documents(self) -> bytes:
-        """Return the starts of documents as bytes of the file."""
+        """Return the starts of documents as bytes for the file."""
         if self.num_tokens >= np.iinfo(PLACE).max:
             raise ValueError(f"part of the text has {self.num_tokens:,} tokens, too many for a shard: split its lines")
         return np.concatenate([np.zeros(0, dtype=np.int64), *self.starts]).astype(PLACE).tobytes()
@@ -386,7 +386,7 @@ def _alone(plan: ShardPlan) -> Iterator[None]:
 
 
 def _clear(folder: Path) -> None:
-    """Delete half-written files. On Windows, files that are open elsewhere stay; they do no harm."""
+    """Delete half-written files. On Windows, files that are open elsewhere remain, which does no harm."""
     for path in leftovers(folder):
         with suppress(OSError):
             path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Tasks whose answers are counted."""
+"""Tasks, in which only answers are counted."""
 
 import lazy_loader
 

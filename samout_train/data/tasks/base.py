@@ -1,4 +1,4 @@
-"""The base of tasks: sources whose rows are drawn from a seed, and in which only answers are counted."""
+"""The base of tasks: sources that draw their rows from a seed, and count only answers."""
 
 # R rows, T time
 
@@ -58,7 +58,7 @@ class Task(ABC):
         """Return training rows and their answers, (R, T) each; positions without an answer are IGNORED."""
 
     def draw_test(self, generator: np.random.Generator, num_rows: int, value: int) -> tuple[Ids, Ids]:
-        """Return rows of the test at a value, such as a length, and their answers, (R, T) each."""
+        """Return test rows for a value, such as a length, and their answers, (R, T) each."""
         return self.draw(generator, num_rows, value)
 
     def tested_at(self) -> Sequence[int]:
@@ -66,7 +66,7 @@ class Task(ABC):
         return self.test_lengths
 
     def test_row(self, value: int) -> int:
-        """Return the length of the rows of the test at a value."""
+        """Return the length of the test rows for a value."""
         return value
 
     @classmethod
@@ -79,7 +79,7 @@ class Task(ABC):
         return self.length_problems(name, least=1, reason="a token")
 
     def length_problems(self, name: str, *, least: int, reason: str, even: bool = False) -> list[Problem]:
-        """Return the problems of the lengths of rows; see the function of this name."""
+        """Return the problems of the lengths of rows; see the function `length_problems`."""
         return length_problems(vars(self), name, least=least, reason=reason, even=even)
 
     def source(self) -> Source:
@@ -156,7 +156,7 @@ def task(
 
 
 class DrawnRows:
-    """Rows drawn from a seed on first use, new ones in each epoch, so that a model cannot memorise them.
+    """Rows drawn from a seed when first used. Each epoch has new rows, so that a model cannot memorise them.
 
     Args:
         draw: Draws the rows of an epoch.
@@ -197,12 +197,12 @@ class DrawnRows:
 
 
 def _drawn_at(draw: Draw, value: int, generator: np.random.Generator, num_rows: int, seq_len: int) -> tuple[Ids, Ids]:
-    """Return rows of a test: passes the tested value to `draw` in place of the length."""
+    """Return test rows from a `draw` that takes the tested value in place of the length."""
     return draw(generator, num_rows, value)
 
 
 def last_answer_only(draw: Draw) -> Draw:
-    """Return a function that draws the same rows with the last answer only, the result of all steps.
+    """Return a function that draws the same rows with only the last answer, which depends on the whole row.
 
     Args:
         draw: Draws rows that end with an answer.
@@ -226,7 +226,7 @@ def length_problems(
         settings: Settings with `seq_len` and `test_lengths`, each above 0.
         name: The key of this group of settings, such as `data`.
         least: The shortest possible row.
-        reason: The content of the shortest row, for the message.
+        reason: What the shortest row contains, for the message.
         even: Whether lengths must be even.
     """
     given = [("seq_len", settings["seq_len"]), *(("test_lengths", length) for length in settings["test_lengths"])]

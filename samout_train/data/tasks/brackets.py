@@ -1,7 +1,7 @@
-"""Brackets of two kinds, nested: which kind each closing one closes.
+"""Brackets of two kinds, nested: the kind of bracket that each closing bracket closes.
 
 Source: the language Dyck-2 of bounded depth, Hewitt et al., RNNs Can Generate Bounded Hierarchical Languages with
-Optimal Memory (arXiv 2010.07515). What differs: a closing bracket does not show its kind, which is the answer there.
+Optimal Memory (arXiv 2010.07515). Departure: a closing bracket does not show its kind, because that is the answer.
 """
 
 # R rows, T time, D depth
@@ -21,15 +21,15 @@ NUM_KINDS, CLOSE = 2, 2
 @validated
 @dataclass(kw_only=True)
 class Brackets(Task):
-    """A row is opening brackets of kind 0 and 1 and closing ones (2); the answer at a closing one is its kind.
+    """A row has opening brackets of kinds 0 and 1 and closing ones (2). The answer at a closing one is its kind.
 
-    Such as, for ( [ ] ( ) ) [ :
+    For example, ( [ ] ( ) ) [ :
 
         row      0  1  2  0  2  2  1
         answers  -  -  1  -  0  0  -
 
-    It opens where nothing is open, closes at the largest depth, and does either with probability 1/2 elsewhere. What is
-    open at the end stays open.
+    If no bracket is open, the next one opens; at the largest depth, it closes; elsewhere, each has probability 1/2.
+    Brackets may still be open at the end.
 
     Args:
         max_depth: Brackets that can be open at the same time D.
@@ -41,7 +41,7 @@ class Brackets(Task):
     max_depth: Annotated[int, Positive]
 
     def setting_problems(self, name: str) -> list[Problem]:
-        """Return what is wrong with the lengths."""
+        """Return the problems of the lengths."""
         return self.length_problems(name, least=2, reason="a bracket that opens and one that closes")
 
     def draw(self, generator: np.random.Generator, num_rows: int, seq_len: int) -> tuple[Ids, Ids]:

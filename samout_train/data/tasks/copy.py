@@ -1,4 +1,4 @@
-"""Copying: symbols, a separator, and the same symbols again, each predicted from those before it.
+"""Copying: symbols, a separator, and the same symbols again. Each copy is predicted from the tokens before it.
 
 Source: Jelassi et al., Repeat After Me (arXiv 2402.01032), section 3: strings of 26 letters, of any length up to the
 longest.
@@ -22,7 +22,7 @@ BLANK, SEPARATOR, FIRST_SYMBOL = 0, 1, 2
 @validated
 @dataclass(kw_only=True)
 class Copy(Task):
-    """A row is n symbols, the separator, and the first n - 1 symbols again, filled with blanks.
+    """A row is n symbols, the separator, the first n - 1 symbols again, and blanks.
 
     With n = 3 and T = 8:
 
@@ -74,7 +74,7 @@ class Copy(Task):
         inputs_RT = np.full((len(lengths_R1), seq_len), BLANK)
         inputs_RT[:, :longest] = np.where(place_T[:longest] < lengths_R1, symbols_RN, BLANK)
         inputs_RT[:, 1:][is_answer_RT[:, :-1]] = in_order_RT[:, :-1][is_answer_RT[:, :-1]]
-        inputs_RT[place_T == 2 * lengths_R1] = BLANK  # the last answer is not read
+        inputs_RT[place_T == 2 * lengths_R1] = BLANK  # the last answer is not an input
         np.put_along_axis(inputs_RT, lengths_R1, SEPARATOR, axis=1)
         return inputs_RT, np.where(is_answer_RT, in_order_RT, IGNORED)
 

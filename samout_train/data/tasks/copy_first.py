@@ -1,7 +1,7 @@
-"""Copying the first token: what stood at the very beginning, asked for by a mark, at any distance.
+"""Copying the first token: a mark, at any distance, asks for the first symbol of the row.
 
 Source: Hochreiter and Schmidhuber, Long Short-Term Memory (Neural Computation 9(8), 1997), experiment 2, where the last
-symbol of a sequence is its first one again. What differs: a mark asks for it, and there are more than two symbols.
+symbol of a sequence repeats the first. Departures: a mark asks for it, and there are more than two symbols.
 """
 
 # R rows, T time
@@ -23,17 +23,17 @@ MARK, FIRST_SYMBOL = 0, 1
 @validated
 @dataclass(kw_only=True)
 class CopyFirst(Task):
-    """A row is symbols with one mark (0) among them; the answer at the mark is the first symbol.
+    """A row is symbols with a mark (0) among them. The answer at the mark is the first symbol.
 
-    Such as, at a distance of 4:
+    For example, at a distance of 4:
 
         row      5  2  7  7  0  3
         answers  -  -  -  -  5  -
 
-    The mark stands at any place but the first one. A test has rows of one distance, with the mark at their end.
+    The mark is at any place but the first. All rows of a test have the same distance, and end with the mark.
 
     Args:
-        num_symbols: Different symbols, beside the mark.
+        num_symbols: Different symbols, not counting the mark.
         test_distances: Places from the first symbol to the mark to test at, such as 16,384.
     """
 
@@ -50,7 +50,7 @@ class CopyFirst(Task):
 
     @property
     def chance(self) -> float:
-        """Return the share of one symbol."""
+        """Return 1 / num_symbols."""
         return 1 / self.num_symbols
 
     def tested_at(self) -> Sequence[int]:
@@ -62,7 +62,7 @@ class CopyFirst(Task):
         return value + 1
 
     def setting_problems(self, name: str) -> list[Problem]:
-        """Return what is wrong with the length and the distances."""
+        """Return the problems of the length and the distances."""
         found = self.length_problems(name, least=2, reason="a symbol and the mark")
         if len(set(self.test_distances)) < len(self.test_distances):
             text = "has one of them twice"

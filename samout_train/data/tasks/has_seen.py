@@ -1,4 +1,4 @@
-"""Membership: words, then questions whether a word was among them, in any order.
+"""Membership: words, then questions whether a word was among them. Their order does not matter.
 
 The task suits a running maximum, which records that a word occurred but not when.
 """
@@ -20,12 +20,12 @@ NO, YES, FIRST_WORD = 0, 1, 2
 @validated
 @dataclass(kw_only=True)
 class HasSeen(Task):
-    """A row's first half is words, its second half questions: whether a word occurred, yes (1) or no (0).
+    """The first half of a row is words; the second half is questions whether a word occurred, yes (1) or no (0).
 
-    The words of a row come from a random half of all words, so that some never occur however long the row is. Half of
+    The words of a row come from a random half of all words, so that some never occur, however long the row. Half of
     the answers are expected to be yes. T is even.
 
-    Such as W = 8, words 2 to 9 and the questions after them 10 to 17:
+    For example, W = 8, with words 2 to 9 and their questions 10 to 17:
 
         row      2  5  2 13 14 10
         answers  -  -  -  1  0  1
@@ -55,7 +55,7 @@ class HasSeen(Task):
         words_RQ = np.take_along_axis(shuffled_RW, generator.integers(num_words // 2, size=(num_rows, half)), axis=1)
         seen_RW = np.zeros((num_rows, num_words), dtype=bool)
         np.put_along_axis(seen_RW, words_RQ, True, axis=1)
-        # Words in random order, those that occurred first: a question picks one of them, or one of the others.
+        # Words in random order, but first those that occurred: a question picks one of them, or one of the others.
         order_RW = np.lexsort((generator.random((num_rows, num_words)), ~seen_RW), axis=1)
         num_seen_R1 = seen_RW.sum(axis=1, keepdims=True)
         answers_RQ = generator.integers(2, size=(num_rows, half))

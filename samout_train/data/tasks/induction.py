@@ -1,4 +1,4 @@
-"""Induction heads: the symbol that followed a mark is the answer when the mark occurs again, at the end.
+"""Induction heads: when a mark occurs again, at the end, the answer is the symbol that followed it before.
 
 Source: Gu and Dao, Mamba (arXiv 2312.00752), section 4.1.2: a vocabulary of 16, one mark.
 """
@@ -20,15 +20,15 @@ MARK, FIRST_SYMBOL = 0, 1
 @validated
 @dataclass(kw_only=True)
 class Induction(Task):
-    """A row is random symbols with the mark at one place and at the end; the answer is what followed the first mark.
+    """A row is random symbols with a mark at one place and at the end. The answer is the symbol after the first mark.
 
-    Such as:
+    For example:
 
         row      3  0  5  2  0
         answers  -  -  -  -  5
 
     Args:
-        num_symbols: Different symbols, beside the mark (0).
+        num_symbols: Different symbols, not counting the mark (0).
     """
 
     num_symbols: Annotated[int, Range(2, Size.high)]

@@ -1,8 +1,8 @@
-"""Modular arithmetic: an expression without brackets, worked out from left to right, and its value so far.
+"""Modular arithmetic: the running value of an expression without brackets, evaluated from left to right.
 
 Source: Deletang et al., Neural Networks and the Chomsky Hierarchy (arXiv 2207.02098), section 4, `modular arithmetic
-(simple)`, modulo 5. What differs: a product has no precedence; every value on the way is asked for in training; and a
-factor is never 0, which would make all that is before it worthless.
+(simple)`, modulo 5. Departures: a product has no precedence; in training every intermediate value is an answer; and no
+factor is 0, which would make everything before it irrelevant.
 """
 
 # R rows, T time
@@ -22,34 +22,34 @@ PLUS, MINUS, TIMES = range(3)
 @validated
 @dataclass(kw_only=True)
 class ModularArithmetic(Task):
-    """A row is numbers below m at even places and signs between them; the answer at a number is the value up to it.
+    """A row is numbers below m with signs between them. The answer at a number is the value up to that number.
 
-    Numbers are ids 0 to m - 1, the signs + - * are m, m + 1 and m + 2. Such as, modulo 5, for 3 + 4 * 2 - 1:
+    Numbers are ids 0 to m - 1; the signs + - * are m, m + 1 and m + 2. For example, 3 + 4 * 2 - 1 modulo 5:
 
         row      3  5  4  7  2  6  1
         answers  3  -  2  -  4  -  3
 
-    From left to right, as signs have no precedence: (3 + 4) mod 5 = 2, 2 * 2 = 4, 4 - 1 = 3. A test counts the last
-    number only.
+    From left to right, since signs have no precedence: (3 + 4) mod 5 = 2, 2 * 2 = 4, 4 - 1 = 3. A test counts only the
+    answer at the last number.
 
     Args:
-        modulus: The modulus m, a prime number, so that every value is as probable as any other.
+        modulus: The modulus m, a prime number, so that all values are equally probable.
     """
 
     modulus: Annotated[int, Range(2, 97)]
 
     @property
     def num_ids(self) -> int:
-        """Return the numbers and the signs."""
+        """Return the number of ids: numbers and signs."""
         return self.modulus + 3
 
     @property
     def chance(self) -> float:
-        """Return the share of one number."""
+        """Return 1 / modulus."""
         return 1 / self.modulus
 
     def setting_problems(self, name: str) -> list[Problem]:
-        """Return what is wrong with the lengths and the modulus."""
+        """Return the problems of the lengths and the modulus."""
         found = self.length_problems(name, least=1, reason="a number")
         for factor in range(2, self.modulus):
             if self.modulus % factor == 0:
@@ -75,7 +75,7 @@ class ModularArithmetic(Task):
         return inputs_RT, answers_RT
 
     def draw_test(self, generator: np.random.Generator, num_rows: int, value: int) -> tuple[Ids, Ids]:
-        """Return rows with the answer at their last number only."""
+        """Return rows with only the answer at their last number."""
         inputs_RT, answers_RT = self.draw(generator, num_rows, value)
         last = (value - 1) // 2 * 2
         answers_RT[:, :last] = IGNORED

@@ -1,4 +1,4 @@
-"""A needle in a haystack: words after a mark, to be repeated after a later mark.
+"""A needle in a haystack: the words after a mark must be repeated after a later mark.
 
 Source: the passkey test of Mohtashami and Jaggi, Landmark Attention (arXiv 2305.16300), section 4.2, with random words
 in place of text.
@@ -25,9 +25,9 @@ MARK, FIRST_WORD = 0, 1
 class Needle(Task):
     """A row is random words, a mark and N words, random words, and the mark and the first N - 1 of these words again.
 
-    The N answers begin at the second mark, N + 1 to T - N places after the first.
+    The N answers begin at the second mark, which is N + 1 to T - N places after the first mark.
 
-    Such as N = 2 and a distance of 4:
+    For example, N = 2 and a distance of 4:
 
         row      4  0  3  6  1  0  3
         answers  -  -  -  -  -  3  6

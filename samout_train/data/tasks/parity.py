@@ -1,7 +1,7 @@
-"""Parity: whether the number of ones so far is odd, the smallest task that needs counting; or another sum modulo m.
+"""Parity: whether the number of ones so far is odd, the smallest task that needs counting; or a sum modulo m.
 
 Source: Beck et al., xLSTM (arXiv 2405.04517), section 4.1: trained up to a length of 40, tested up to 256. Departure:
-the paper has an answer at the end of a row only; here every position of a training row has one, so that a row covers
+the paper has an answer only at the end of a row; here every position of a training row has one, so that a row covers
 all lengths up to its own.
 """
 
@@ -20,7 +20,7 @@ from samout_train.data.tasks.base import Ids, Task, last_answer_only
 @validated
 @dataclass(kw_only=True)
 class Parity(Task):
-    """A row is bits; the answer at each is the parity of the bits up to it. A test counts the last answer only.
+    """A row is bits. The answer at each bit is the parity up to that bit. A test counts only the last answer.
 
     For example:
 
@@ -28,19 +28,19 @@ class Parity(Task):
         answers  1  1  0  1
 
     Args:
-        modulus: The modulus m: of 3 or more, a row is numbers below m, and the answer their sum so far modulo m.
+        modulus: The modulus m. For m of 3 or more, a row is numbers below m; the answer is their sum so far modulo m.
     """
 
     modulus: Annotated[int, Range(2, 97)] = 2
 
     @property
     def num_ids(self) -> int:
-        """Return the numbers below the modulus."""
+        """Return the number of ids, the modulus."""
         return self.modulus
 
     @property
     def chance(self) -> float:
-        """Return the share of one sum."""
+        """Return 1 / modulus."""
         return 1 / self.modulus
 
     def setting_problems(self, name: str) -> list[Problem]:
@@ -53,7 +53,7 @@ class Parity(Task):
         return numbers_RT, numbers_RT.cumsum(axis=1) % self.modulus
 
     def draw_test(self, generator: np.random.Generator, num_rows: int, value: int) -> tuple[Ids, Ids]:
-        """Return rows with the last answer only."""
+        """Return rows with only the last answer."""
         return last_answer_only(self.draw)(generator, num_rows, value)
 
 

@@ -1,8 +1,8 @@
 """Multi-query associative recall: pairs of key and value, then the keys again, at gaps drawn from a power law.
 
 Source: Arora et al., Zoology: Measuring and Improving Recall in Efficient Language Models (arXiv 2312.04927), section
-4.1 and appendix A; rows are distributed as those of the program published with it. Departure: each epoch has new rows,
-while that program draws 100,000 once.
+4.1 and appendix A; rows have the distribution of the program published with it. Departure: each epoch has new rows,
+while that program draws 100,000 rows once.
 """
 
 # R rows, T time, P pairs, G gaps
@@ -18,13 +18,13 @@ from samout_train.data.source import source_function
 from samout_train.data.tasks.base import IGNORED, Ids, Task
 
 BLANK = 0
-MANY = 1000  # numbers of which all orders are not shuffled for a few: a row of them takes too long
+MANY = 1000  # from this many numbers on, drawing a few by shuffling all takes too long
 
 
 @validated
 @dataclass(kw_only=True)
 class Recall(Task):
-    """A row is P pairs, then each key once more; the answer there is its value.
+    """A row is P pairs, then each key once more. The answer at a repeated key is its value.
 
     Keys are ids from 1 to V / 2 - 1 and values from V / 2; within a row, keys and values are distinct. After the pairs,
     every second place can hold a key: gap 0, 1, 2, ... has a probability in proportion to (gap + 1) ** (power - 1).
@@ -35,8 +35,8 @@ class Recall(Task):
 
     Args:
         vocab_size: Number of ids V.
-        num_pairs: Pairs P of a row.
-        power: 1 for equally probable gaps; values nearer to 0 favour short gaps.
+        num_pairs: Pairs P in a row.
+        power: 1 makes all gaps equally probable; values nearer to 0 favour short gaps.
         filler: Content of other places after the pairs: `any` id, or `blank` as in the published figure 2.
     """
 
@@ -102,9 +102,9 @@ def distinct(generator: np.random.Generator, num_rows: int, count: int, below: i
 
 
 def _redrawn(generator: np.random.Generator, num_rows: int, count: int, below: int) -> NDArray[np.int64]:
-    """Draw again each place that repeats an earlier one, until none does.
+    """Draw numbers, and draw each repeated number again until all numbers of a row are distinct.
 
-    Which places are drawn again follows from equality alone, not from the numbers: all distinct rows stay equally
+    Only equality decides which places are drawn again, not the numbers themselves. So all distinct rows stay equally
     probable.
     """
     drawn = generator.integers(below, size=(num_rows, count))

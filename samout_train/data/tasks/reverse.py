@@ -1,7 +1,7 @@
-"""Reversing: symbols, a separator, and the same symbols from the last to the first, each predicted.
+"""Reversing: symbols, a separator, and the same symbols from the last to the first, to be predicted.
 
-Source: Deletang et al., Neural Networks and the Chomsky Hierarchy (arXiv 2207.02098), section 4: the task that a stack
-does. What differs: here each answer is read again, as in the task `copy`.
+Source: Deletang et al., Neural Networks and the Chomsky Hierarchy (arXiv 2207.02098), section 4: a task for a
+stack. Departure: here each answer is the next input, as in the task `copy`.
 """
 
 # R rows, T time
@@ -20,14 +20,14 @@ from samout_train.data.tasks.copy import Copy
 @validated
 @dataclass(kw_only=True)
 class Reverse(Copy):
-    """A row is n symbols, the separator (1), and the last n - 1 from behind; blanks (0) fill it.
+    """A row is n symbols, the separator (1), the last n - 1 symbols in reverse order, and blanks (0).
 
-    Such as n = 3 in a row of 8:
+    For example, n = 3 and T = 8:
 
         row      4  7  2  1  2  7  0  0
         answers  -  -  -  2  7  4  -  -
 
-    Lengths and settings are those of `copy`.
+    Lengths and settings are the same as for `copy`.
     """
 
     def symbol_of(self, answer_RT: Ids, lengths_R1: NDArray[np.int64]) -> Ids:

@@ -1,9 +1,9 @@
-"""The word problem of S5: the running product of permutations of five things, or of fewer.
+"""The word problem of S5: the running product of permutations of five things, or another number of things.
 
 Unless TC0 equals NC1, models in TC0, such as Transformers and diagonal state-space models of fixed depth, cannot solve
 it at every length.
 
-Source: Merrill et al., The Illusion of State in State-Space Models (arXiv 2404.08819), section 5; moves that swap two:
+Source: Merrill et al., The Illusion of State in State-Space Models (arXiv 2404.08819), section 5; swaps of two things:
 Siems et al., DeltaProduct (arXiv 2502.10297), section 5.1.
 """
 
@@ -27,16 +27,16 @@ Moves = Literal["all", "swaps"]
 @validated
 @dataclass(kw_only=True)
 class S5(Task):
-    """A row is permutations; the answer at each is the product up to it. A test counts the last answer only.
+    """A row is permutations. The answer at each is the product up to there. A test counts only the last answer.
 
-    Permutations count in lexical order: 0 is the identity, 1 swaps the last two things, 2 the two before. Such as:
+    Ids follow the lexical order: 0 is the identity, 1 swaps the last two things, 2 the two before. For example:
 
         row      1  1  2  0  2
         answers  1  0  2  2  0
 
     Args:
         moves: The permutations in a row: `all` 120, or the 10 `swaps` of two things and the identity.
-        things: Their number: 3 for S3, with 6 permutations and 3 swaps.
+        things: The number of things, such as 3 for S3, with 6 permutations and 3 swaps.
     """
 
     moves: Moves
@@ -61,7 +61,7 @@ class S5(Task):
         elements, product = elements_of(self.things), products(self.things)
         choices = np.arange(len(elements))
         if self.moves == "swaps":
-            moved = (elements != elements[0]).sum(axis=1)  # things that each permutation moves; a swap moves two
+            moved = (elements != elements[0]).sum(axis=1)  # number of things that a permutation moves; a swap moves two
             choices = np.flatnonzero(moved <= 2)
         inputs_RT = generator.choice(choices, size=(num_rows, seq_len))
         answers_RT = inputs_RT.copy()
@@ -70,7 +70,7 @@ class S5(Task):
         return inputs_RT, answers_RT
 
     def draw_test(self, generator: np.random.Generator, num_rows: int, value: int) -> tuple[Ids, Ids]:
-        """Return rows with the last answer only."""
+        """Return rows with only the last answer."""
         return last_answer_only(self.draw)(generator, num_rows, value)
 
 
@@ -85,7 +85,7 @@ def elements_of(things: int) -> NDArray[np.int64]:
 
 @cache
 def products(things: int) -> NDArray[np.int64]:
-    """Return the index of the permutation that applies first the row's and then the column's, (n!, n!)."""
+    """Return a table of products, (n!, n!): the row's permutation first, then the column's."""
     elements = elements_of(things)
     digits = things ** np.arange(things)[::-1]
     number = np.zeros(things**things, dtype=np.int64)

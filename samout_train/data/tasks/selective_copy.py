@@ -1,4 +1,4 @@
-"""Selective copying: symbols scattered among blanks, to be repeated in order at the end.
+"""Selective copying: symbols scattered among blanks must be repeated in order at the end.
 
 Source: Gu and Dao, Mamba (arXiv 2312.00752), section 4.1.1: 16 symbols out of a vocabulary of 16.
 """
@@ -20,9 +20,9 @@ BLANK, MARKER, FIRST_SYMBOL = 0, 1, 2
 @validated
 @dataclass(kw_only=True)
 class SelectiveCopy(Task):
-    """A row is N symbols at random places among blanks, then N markers; the answers there are the symbols in order.
+    """A row is N symbols at random places among blanks, then N markers. The answers at the markers are the symbols.
 
-    Such as N = 2:
+    For example, N = 2:
 
         row      0  4  0  0  3  1  1
         answers  -  -  -  -  -  4  3

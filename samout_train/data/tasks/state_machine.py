@@ -1,7 +1,7 @@
-"""A finite-state machine: which state it is in, after each of the symbols that it has read.
+"""A finite-state machine: the state after each symbol that it has read.
 
-By Krohn and Rhodes every such machine is made of groups and of resets; this one has one of each. What it is tested with
-at lengths beyond those of training is tracking a state: Liu et al., Transformers Learn Shortcuts to Automata (arXiv
+By Krohn and Rhodes, every such machine is composed of groups and resets; this machine has both. Tests at lengths beyond
+those of training measure how well a model tracks a state: Liu et al., Transformers Learn Shortcuts to Automata (arXiv
 2210.10749).
 """
 
@@ -24,19 +24,19 @@ HOLD, TURN, MIRROR, FIRST_SET = range(4)
 @validated
 @dataclass(kw_only=True)
 class StateMachine(Task):
-    """A row is symbols; the answer at each is the state of the machine behind it, from 0 to S - 1.
+    """A row is symbols. The answer at each symbol is the state of the machine after it, from 0 to S - 1.
 
     Symbol 0 keeps state s, 1 makes it s + 1, 2 makes it -s (both modulo S), and 3 + k makes it k. The first symbol sets
-    a state. Such as S = 5:
+    a state. For example, S = 5:
 
         row      6  1  1  2  0  4  1
         answers  3  4  0  0  0  1  2
 
-    A test counts the last answer only.
+    A test counts only the last answer.
 
     Args:
         num_states: States S.
-        set_share: The share of symbols that set the state, which makes all that is before them worthless.
+        set_share: The share of symbols that set the state, so that the symbols before no longer matter.
     """
 
     num_states: Annotated[int, Range(2, 1000)]
@@ -44,21 +44,21 @@ class StateMachine(Task):
 
     @property
     def num_ids(self) -> int:
-        """Return the number of symbols, which are more than the states."""
+        """Return the number of symbols, which exceeds the number of states."""
         return FIRST_SET + self.num_states
 
     @property
     def chance(self) -> float:
-        """Return the share of one state."""
+        """Return 1 / num_states."""
         return 1 / self.num_states
 
     def setting_problems(self, name: str) -> list[Problem]:
-        """Return what is wrong with the lengths."""
+        """Return the problems of the lengths."""
         return self.length_problems(name, least=1, reason="a symbol")
 
     @cached_property
     def next_state(self) -> NDArray[np.int64]:
-        """Return the state behind each symbol in each state, (symbols, S)."""
+        """Return the next state for each symbol and state, (symbols, S)."""
         states = np.arange(self.num_states)
         moved = [states, (states + 1) % self.num_states, -states % self.num_states]
         return np.stack([*moved, *(np.full(self.num_states, state) for state in states)])
@@ -76,7 +76,7 @@ class StateMachine(Task):
         return inputs_RT, answers_RT
 
     def draw_test(self, generator: np.random.Generator, num_rows: int, value: int) -> tuple[Ids, Ids]:
-        """Return rows with the last answer only."""
+        """Return rows with only the last answer."""
         return last_answer_only(self.draw)(generator, num_rows, value)
 
 

@@ -38,7 +38,7 @@ class TextSource(ABC):
         line_ends: `fold` turns CRLF and CR into LF.
     """
 
-    # Whether to warn of files that are in both splits, so that they can be removed.
+    # Whether to warn of files that are in both splits, so that the user can remove them.
     looks_for_copies: ClassVar[bool] = True
 
     vocabulary: VocabularyName
@@ -54,7 +54,7 @@ class TextSource(ABC):
         """Find the files and compute their digests.
 
         Raises:
-            ValueError: if there are none, or not the expected ones.
+            ValueError: if there is no file, or not the expected files.
         """
 
     def choice(self) -> VocabularyChoice:
@@ -120,7 +120,7 @@ class TextSource(ABC):
         return problems_of(cls, settings, name)
 
     def setting_problems(self, name: str) -> list[Problem]:
-        """Return the problems of the settings and the files, which are read once before anything is built."""
+        """Return the problems of the settings and the files; the files are read once, before anything is built."""
         found: list[Problem] = []
         choice = None
         try:
@@ -181,7 +181,7 @@ def _warn_of_copies(looked_at: Survey, tokenized: TokenizedText, num_train: int)
 
 
 def counts_of(tokenized: TokenizedText) -> dict[str, object]:
-    """Return the record of a tokenized text: tokens, size of the vocabulary, and characters that it lacks."""
+    """Return the record of a tokenized text: tokens, vocabulary size, and characters that the vocabulary lacks."""
     counts: dict[str, object] = {"tokens": len(tokenized.tokens), "vocabulary": len(tokenized.vocabulary)}
     if tokenized.unknown:
         share = tokenized.unknown / len(tokenized.tokens)
@@ -190,7 +190,7 @@ def counts_of(tokenized: TokenizedText) -> dict[str, object]:
 
 
 def _too_short(looked_at: Survey, num_tokens: int, num_bytes: int, seq_len: int) -> str | None:
-    """Return the problem of a validation split, the smaller one, that is shorter than a row."""
+    """Return the problem if the validation split, the smaller split, is shorter than a row; else None."""
     return too_short(
         place_of(looked_at.root, looked_at.files),
         seq_len=seq_len,
@@ -202,7 +202,7 @@ def _too_short(looked_at: Survey, num_tokens: int, num_bytes: int, seq_len: int)
 
 
 def too_short(where: str, *, seq_len: int, num_tokens: int, num_part: int, part: str, num_bytes: int) -> str | None:
-    """Return the problem of a part of a text that is shorter than a row, and what would fit; None if it is not.
+    """Return the problem if a part of a text is shorter than a row, with sizes that would fit; else None.
 
     Args:
         where: The file or folder of the text.
@@ -226,7 +226,7 @@ def too_short(where: str, *, seq_len: int, num_tokens: int, num_part: int, part:
 
 
 def place_of(root: Path, files: Sequence[Path]) -> str:
-    """Return the name of a text's files in messages."""
+    """Return how messages name the files of a text."""
     if len(files) == 1:
         return printable(files[0])
     return f"{len(files)} files in {printable(root)}"

@@ -39,15 +39,15 @@ class Choices:
     """Read questions with choices, for `evaluate`.
 
     Each line, or row of a table, has the question (`question`, `ctx` or `query`), its choices (a list `choices` or
-    `endings`, or a key for each: `A`, `B`, `C` ...) and which is right (`answer`, `label` or `gold`): the text of a
-    choice, its letter, or its number from 0, whichever of these it is first.
+    `endings`, or a key for each: `A`, `B`, `C` ...) and the right one (`answer`, `label` or `gold`). The right one is
+    given by its text, its letter or its number from 0, tried in this order.
 
     Args:
         path: A file of JSON Lines, also compressed, or a Parquet or Arrow table.
         separator: Text between the question and a choice.
-        documents: Whether `<|sos|>` precedes the question, as it does each document of a run on JSON Lines or a folder;
-            None for the form of the run's data.
-        seed: Accepted like that of other data; nothing is drawn.
+        documents: Whether `<|sos|>` precedes the question, as it precedes each document in a run on JSON Lines or a
+            folder; None to follow the data of the run.
+        seed: Accepted as for other data; nothing is drawn.
     """
 
     path: str
@@ -72,7 +72,7 @@ class Choices:
         """Return all questions, and the sha256 of the file.
 
         Raises:
-            ValueError: if the file does not exist, or a line of it is not a question.
+            ValueError: if the file does not exist, or one of its lines is not a question.
         """
         path = home_path(self.path)
         if not self.path or not path.is_file():

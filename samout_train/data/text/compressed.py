@@ -1,6 +1,6 @@
-"""Read compressed files as streams of the bytes that were compressed: gzip, bzip2 and zstd, known by their first bytes.
+"""Read compressed files as streams of decompressed bytes: gzip, bzip2 and zstd, recognised by their first bytes.
 
-A stream only goes forward. Its memory does not depend on the size of the file.
+A stream can only be read forward. Its memory does not depend on the size of the file.
 """
 
 import bz2
@@ -17,17 +17,17 @@ from samout_train.runtime import HEAD_BYTES, compression_of
 
 ENDINGS = (".gz", ".bz2", ".zst")
 KINDS = ("gzip", "bzip2", "zstd")
-# Four bytes of zstd may stand for 128 KiB, and forty of bzip2 for 900 kB: one read decompresses to at most 128 MiB.
+# Four bytes of zstd may expand to 128 KiB, and forty of bzip2 to 900 kB: one read decompresses to at most 128 MiB.
 READ_TOGETHER = 4096
 BUFFER_BYTES = 1 << 16
 
 
 def readable_compression(head: bytes, *, archives: bool = False) -> str | None:
-    """Return the kind of compression that can be undone here, by the first bytes of a file; None for any other file.
+    """Return the compression of a file, by its first bytes, if it can be decompressed here; None for other files.
 
     Args:
         head: The first bytes.
-        archives: Whether `zip` is one of them, of which a member is then chosen.
+        archives: Whether to include `zip`; the caller then chooses a member of the archive.
     """
     found = compression_of(head)
     if found is None:
@@ -39,7 +39,7 @@ def readable_compression(head: bytes, *, archives: bool = False) -> str | None:
 
 
 def without_ending(path: Path) -> Path:
-    """Return a path without the ending of a compression; other paths unchanged."""
+    """Return a path without the ending of a compressed file; return other paths unchanged."""
     if path.suffix.lower() in ENDINGS:
         return path.with_suffix("")
     return path
@@ -52,11 +52,11 @@ def decompressed(name: str, file: IO[bytes], kind: str, member: str = "") -> IO[
         name: Its name in messages.
         file: Opened at its first byte.
         kind: One of `KINDS`, or zip.
-        member: Ending of the name of the file in a zip archive; `*` for the only one.
+        member: The end of the name of a file in a zip archive; `*` for its only file.
 
     Raises:
-        ValueError: if zstd is not installed, or an archive has no such file, or several. Reading raises it where the
-            file is damaged or cut short.
+        ValueError: if zstandard is not installed, or an archive has no such file, or several. Reading the stream raises
+            it if the file is damaged or cut short.
     """
     damage: tuple[type[Exception], ...] = (OSError, zlib.error)
     if kind == "gzip":
@@ -72,14 +72,14 @@ def decompressed(name: str, file: IO[bytes], kind: str, member: str = "") -> IO[
             raise ValueError(f"{name} is compressed (zstd): {need}")
         import zstandard
 
-        # For any window, which the file states and which is held in memory: 8 MiB, or the size given to --long.
+        # Accept any window. The file states its size, 8 MiB or as set by --long, and the window is held in memory.
         source = _Frames(file, zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj)
         damage = (OSError, zstandard.ZstdError)
     return io.BufferedReader(_Checked(name, kind, source, damage), BUFFER_BYTES)
 
 
 def members_of(path: Path) -> list[str]:
-    """Return the names of the files in a zip archive; nothing for any other file.
+    """Return the names of the files in a zip archive; an empty list for any other file.
 
     Raises:
         ValueError: if it is damaged.
@@ -119,7 +119,7 @@ class _Checked(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Fill a buffer as far as one reading goes; 0 at the end."""
+        """Fill a buffer with the bytes of one read, and return their number; 0 at the end."""
         try:
             content = self.source.read(len(buffer))
         except EOFError as error:
@@ -131,11 +131,11 @@ class _Checked(io.RawIOBase):
 
 
 class _Frames:
-    """Decompress concatenated streams, as in joined files; each has to be complete.
+    """Decompress concatenated streams, as in joined files. Each stream must be complete.
 
     Args:
-        file: At the first of them.
-        new: Makes a decompressor for the next one.
+        file: The file, at the start of the first stream.
+        new: Makes a decompressor for the next stream.
     """
 
     def __init__(self, file: IO[bytes], new: Callable[[], Any]) -> None:

@@ -5,8 +5,8 @@
     {"conversations": [{"role": "user", "content": "Hi"}, ...]}            its own
     {"instruction": "Translate", "input": "Hi", "output": "Salut"}         Alpaca
 
-Other fields than the content are counted, or written into the text by a template: nothing is dropped silently. The
-template is the one of Hermes and Qwen, `<think>`, `<tools>` and `<tool_call>`.
+Fields other than the content are counted, or written into the text by a template: none is dropped silently. The
+template is that of Hermes and Qwen, with `<think>`, `<tools>` and `<tool_call>`.
 """
 
 import json
@@ -53,11 +53,11 @@ def turns_of(document: Mapping[str, Any], left_out: Counter[str], extra_fields: 
 
     Args:
         document: A line of JSON Lines.
-        left_out: Counts the fields that are not in the turns, by name.
+        left_out: Receives the number of fields that are not in the turns, by name.
         extra_fields: `write` puts reasoning, tools and tool calls into the text; other fields are counted.
 
     Returns:
-        The turns; None if the document has none of the known forms.
+        The turns; None if the form of the document is unknown.
 
     Raises:
         ValueError: if a turn lacks a role, or its content is not text.

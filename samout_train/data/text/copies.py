@@ -1,6 +1,6 @@
 """Find validation documents that are also in the training split, word for word.
 
-Blanks and line ends do not count: two documents that differ in nothing else are copies.
+Blanks and line ends are ignored: two documents that differ only in them are copies.
 """
 
 # N tokens, D documents, V vocabulary
@@ -33,7 +33,7 @@ def starts_of(tokens: NDArray[np.integer]) -> NDArray[np.int64]:
 
 
 def documents_within(starts: NDArray[np.int64], first: int, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the documents of a block of tokens, and where each begins in it: 0 for one that began earlier.
+    """Return the documents of a block of tokens, and where each begins in the block: 0 if it began earlier.
 
     Args:
         starts: (D,) start of each document.
@@ -73,7 +73,7 @@ def warn_of_copies(
 
 
 def warn(num_copies: int, num_validated: int, what: str, names: Sequence[str] = ()) -> None:
-    """Log a warning with the number of validation documents that are copies of training documents, if there are any."""
+    """Log a warning if validation documents are copies of training documents, with their number."""
     if not num_copies:
         return
     first = [*names[:NAMED]]
@@ -93,9 +93,9 @@ def warn(num_copies: int, num_validated: int, what: str, names: Sequence[str] = 
 
 
 def copies(tokens: NDArray[np.integer], starts: NDArray[np.int64], cut: int, words: "Words") -> NDArray[np.int64]:
-    """Return the indices of validation documents that equal another document of the training split.
+    """Return the indices of validation documents that equal a different document of the training split.
 
-    A document across the cut belongs to both splits. Two documents are equal if the 64-bit hashes of their texts are.
+    A document across the cut belongs to both splits. Documents count as equal if the 64-bit hashes of their texts are.
 
     Args:
         tokens: (N,) ids of all documents.
@@ -127,7 +127,7 @@ class Words:
 
     @classmethod
     def of(cls, vocabulary: Vocabulary) -> "Words":
-        """Compute them for a vocabulary; `<|sos|>`, which begins each document, adds nothing."""
+        """Compute the contributions for a vocabulary; `<|sos|>`, which begins each document, contributes nothing."""
         texts = [vocabulary.to_bytes([index]).translate(None, BLANKS) for index in range(len(vocabulary))]
         texts[SOS_ID] = b""
         lengths = np.array(list(map(len, texts)), dtype=np.int64)
@@ -139,9 +139,9 @@ class Words:
 
 
 def document_hashes(tokens: NDArray[np.integer], starts: NDArray[np.int64], words: Words) -> Hashes:
-    """Return a hash of the text of each document, (D,); 0 for one without text."""
+    """Return a hash of the text of each document, (D,); 0 for a document without text."""
     hashes = np.zeros(len(starts), dtype=np.uint64)
-    read = 0  # bytes, in earlier blocks, of the document that continues in this one
+    read = 0  # bytes in earlier blocks of the document that continues in this block
     for first, ids in blocks_of(tokens, TOKENS_TOGETHER):
         documents, begins = documents_within(starts, first, len(ids))
         ends = np.cumsum(words.lengths[ids])

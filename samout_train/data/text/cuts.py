@@ -1,7 +1,7 @@
 """Cut running text into parts that can be tokenized one by one, with the same tokens as the whole text.
 
-A part ends at the end of a word. If no word ends within `LONGEST` characters, as in DNA or base64, the part ends there,
-that many characters after the last end of a word or the last such cut. Each part can therefore be found without the
+A part ends at the end of a word. If no word ends within `LONGEST` characters, as in DNA or base64, the part ends after
+`LONGEST` characters, counted from the last end of a word or the last such cut. So each part can be found without the
 text before it.
 """
 
@@ -21,11 +21,11 @@ def parts_of_text(text: str) -> Iterator[str]:
 
 
 def whole_parts(text: str, *, fold: bool) -> int:
-    """Return the number of characters in the whole parts that begin a text; 0 if more of the text must be read.
+    """Return the number of characters in the whole parts at the start of a text; 0 if more text must be read.
 
     Args:
         text: Text that begins at the start of a part and continues beyond its end.
-        fold: Whether the parts belong to the text with folded line ends.
+        fold: Whether parts are cut from the text with folded line ends.
     """
     if found := LAST_WORD_END.match(text):
         return found.end()

@@ -1,7 +1,7 @@
-"""Read files as pieces of text and special tokens, in bounded memory, from any piece on.
+"""Read files as pieces of text and special tokens, in bounded memory, beginning with any piece.
 
-The end of a piece depends only on its start, and a piece of running text ends at the end of a word. Pieces can
-therefore be tokenized one by one, and an interrupted tokenizing resumes after the last one with the same result.
+The end of a piece depends only on its start, and a piece of running text ends at the end of a word. So pieces can be
+tokenized one by one. An interrupted tokenizing resumes after the last piece, with the same result.
 """
 
 import codecs
@@ -28,7 +28,7 @@ from samout_train.data.text.encoding import (
 from samout_train.data.text.tables import TableRow, table_kind, table_rows
 from samout_train.runtime import HEAD_BYTES, home_path, old_file_away, shell_word
 
-CHUNK_BYTES = 1 << 21  # two seconds of a slow tokenizer: the longest wait for a signal to be handled
+CHUNK_BYTES = 1 << 21  # a slow tokenizer takes two seconds: the longest that a signal must wait
 SOS = "<|sos|>"
 WITHOUT_TEXT = "documents without text"
 BESIDE_TEXT = '"{}" beside a "text", which is read'
@@ -55,9 +55,9 @@ class Piece:
 
     Args:
         parts: Text and special tokens, in order.
-        end: The place in the file at its end: bytes of its text, or rows of a table.
-        left_out: How much that is there is not in it, by what it is.
-        read_bytes: Bytes of the file, as it lies, that were read up to its end; None where `end` is that number.
+        end: The place in the file where the piece ends: bytes of its text, or rows of a table.
+        left_out: Number of skipped things, by kind.
+        read_bytes: Bytes of the stored file that were read up to the end of the piece; None if `end` is that number.
     """
 
     parts: list[str | Special]
@@ -67,7 +67,7 @@ class Piece:
 
     @property
     def bytes_done(self) -> int:
-        """Return the bytes of the file, as it lies, that were read up to its end."""
+        """Return the bytes of the stored file that were read up to the end of the piece."""
         if self.read_bytes is None:
             return self.end
         return self.read_bytes
@@ -87,10 +87,10 @@ class Reader(Protocol):
         Args:
             path: The file.
             start: The first byte: 0, or the end of an earlier piece.
-            stop: The end, a place found by `parts.place_to_cut`; None to read to the end.
+            stop: The place to stop at, found by `parts.place_to_cut`; None to read to the end.
 
         Raises:
-            ValueError: if a part of the file cannot be read; the message has its place.
+            ValueError: if a part of the file cannot be read; the message names the place.
         """
         ...
 
@@ -103,7 +103,8 @@ class TextReader:
         sos: Whether each file begins with `<|sos|>`.
         line_ends: `fold` turns CRLF and CR into LF.
         way: Version of this reader; it changes whenever the same file would give another text.
-        member: The file to read in a zip archive (`encoding.opened`); its caller has to tell the texts apart.
+        member: The file to read in a zip archive (`encoding.opened`). It is not in the `repr`, so a caller that uses it
+            must tell the texts apart.
     """
 
     sos: bool
@@ -112,7 +113,7 @@ class TextReader:
     member: str = field(default="", repr=False)
 
     def read(self, path: Path, start: int = 0, stop: int | None = None) -> Iterator[Piece]:
-        """Yield text that ends at a place to cut, so that no vocabulary gets half a word."""
+        """Yield text that ends where it can be cut, so that no vocabulary gets half a word."""
         if table_kind(path):
             yield from self._table(path, start, stop)
             return
@@ -178,7 +179,7 @@ class JsonlReader:
         way: Version of this reader; it changes whenever the same file would give other documents.
         extra_fields: Whether other fields of conversations are counted or written into the text.
         closes: Whether `<|user|>` follows a last turn of the agent, so that the model learns to end it.
-        roles_key: The key that sets `roles`, for messages.
+        roles_key: The key that sets `roles`, named in messages.
     """
 
     roles: tuple[tuple[str, str], ...]
@@ -254,7 +255,7 @@ class JsonlReader:
         return self._of_object(document, left_out)
 
     def _of_object(self, document: Any, left_out: Counter[str]) -> list[str | Special]:
-        """Return the parts of a document, of which a table or JSON has made an object."""
+        """Return the parts of a document, given as an object from JSON or a table."""
         parts = self._parts(document, left_out)
         has_text = False
         for number, part in enumerate(parts):
@@ -333,7 +334,7 @@ def _setting_of(roles_key: str, role: str) -> str:
 
 
 def _together(rows: Iterator[TableRow]) -> Iterator[list[TableRow]]:
-    """Yield rows, as many at a time as have a chunk of text, so that signals are answered."""
+    """Yield rows in groups with about a chunk of text, so that signals are handled in between."""
     taken: list[TableRow] = []
     size = 0
     for row in rows:
@@ -347,7 +348,7 @@ def _together(rows: Iterator[TableRow]) -> Iterator[list[TableRow]]:
 
 
 def _lines(file: TextFile, start: int, stop: int | None) -> list[bytes]:
-    """Return lines from the start of one, up to `stop` or a little more than a chunk."""
+    """Return whole lines from `start` on, up to `stop` or a little more than a chunk."""
     lines: list[bytes] = []
     size = 0
     while size <= CHUNK_BYTES and start + size != stop and (line := file.readline()):
@@ -360,7 +361,7 @@ def text_of(name: str, content: bytes, line_ends: LineEnds) -> str:
     """Return the text that `TextReader` reads from a file with this content.
 
     Args:
-        name: Its name in messages: the path of a file, or another word.
+        name: Its name in messages: the path of the file, or another word.
         content: The whole content.
         line_ends: `fold` turns CRLF and CR into LF.
 
@@ -386,7 +387,7 @@ def _decoded(name: Path | str, chunk: bytes, start: int, is_last: bool) -> tuple
 
 
 def _zeros(name: Path | str, chunk: bytes, start: int) -> str:
-    """Return the likely encoding of text with zero bytes, by their places, and what to do."""
+    """Return the likely encoding of a text with zero bytes, by the places of the zeros, and what to do."""
     first = -start % 4
     encoding = encoding_of_zeros(chunk[first : first + SAMPLE_BYTES])
     if encoding is None:

@@ -21,7 +21,7 @@ PARQUET = b"PAR1\x15"
 ARROW, ARROW_STREAM = b"ARROW1\x00\x00", b"\xff\xff\xff\xff"
 PDF = b"%PDF-"
 SOME_ZEROS, FEW_ZEROS = 0.05, 0.01
-# Of each four bytes, those that are often zero, and those that are not.
+# The places, among each four bytes, that are often zero, and the places that are not.
 ZEROS = {
     "UTF-32LE": ((2, 3), (0,)),
     "UTF-32BE": ((0, 1), (3,)),
@@ -48,7 +48,7 @@ def printable(name: object) -> str:
 
 
 class TextFile:
-    """Hold a file of text, opened at its first byte; a compressed one is read decompressed.
+    """Hold a file of text, opened at its first byte; a compressed file is decompressed while it is read.
 
     Args:
         lying: The file as stored.
@@ -81,8 +81,8 @@ def opened(path: Path, member: str = "") -> Iterator[TextFile]:
 
     Args:
         path: The file.
-        member: Of a zip archive, how the name of the file in it ends, `*` for the only one; an archive is refused
-            without.
+        member: The end of the name of a file in a zip archive, or `*` for its only file. Archives are refused if it is
+            empty.
 
     Raises:
         ValueError: if it cannot be opened, or its first bytes belong to another kind of file.
@@ -109,10 +109,10 @@ def _from_its_start(path: Path, lying: IO[bytes], kind: str | None, member: str 
 
 
 def no_text(path: Path) -> str | None:
-    """Return why a file of a folder is skipped, as it is not text in any encoding; None if it may be text.
+    """Return why a file is skipped in a folder: it is not text in any encoding. None if it may be text.
 
-    The rule: a zero byte among the first `BINARY_BYTES`, after decompression, that is not one of UTF-16 or UTF-32; or
-    the first bytes of a PDF or of a compression that cannot be undone here. Tables are read.
+    A file is not text if its first `BINARY_BYTES`, after decompression, contain a zero byte that is not part of UTF-16
+    or UTF-32, or if it begins like a PDF or a compression that cannot be read here. Tables are read.
     """
     try:
         with path.open("rb") as lying:
@@ -145,28 +145,28 @@ def _is_unicode(head: bytes) -> bool:
 
 
 def encoding_of_zeros(content: bytes) -> str | None:
-    """Return the encoding of text with zero bytes, by their places; None if it is not text.
+    """Return the encoding of a text with zero bytes, by the places of the zeros; None if it is not text.
 
     Args:
         content: Any part of a file that begins at a multiple of four bytes.
     """
     if content.count(0) < 2:
         return None
-    zeros = [content[place::4].count(0) * 4 / len(content) for place in range(4)]  # shares of their places
+    zeros = [content[place::4].count(0) * 4 / len(content) for place in range(4)]  # share of zeros at each place
     return next((encoding for encoding, places in ZEROS.items() if _lie_in(*places, zeros)), None)
 
 
 def _lie_in(places: tuple[int, ...], others: tuple[int, ...], zeros: list[float]) -> bool:
-    """Return whether zeros are frequent in each of some of four places, and rare in the others."""
+    """Return whether zeros are frequent at each of `places`, and rare at all of `others`."""
     return min(zeros[place] for place in places) >= SOME_ZEROS and max(zeros[place] for place in others) < FEW_ZEROS
 
 
 def other_kind(head: bytes, path: Path | None = None) -> str | None:
-    """Return the kind of a file and what to do, if its first bytes show that it is not UTF-8 text.
+    """Return the kind of a file, and what to do, if its first bytes show that it is not UTF-8 text; else None.
 
     Args:
         head: Its first `HEAD_BYTES` bytes.
-        path: The file; None without a name, such as standard input.
+        path: The file; None if it has no name, such as standard input.
     """
     for mark, name in UNICODE.items():
         if head.startswith(mark):
@@ -182,7 +182,7 @@ def other_kind(head: bytes, path: Path | None = None) -> str | None:
 
 
 def to_utf_8(encoding: str, path: Path | None) -> str:
-    """Return the command that converts a file from another encoding; it names both, so the locale has no effect."""
+    """Return the command that converts a file to UTF-8. It names both encodings, so the locale has no effect."""
     return converting_line(f"iconv -f {encoding} -t UTF-8", path, "utf8")
 
 

@@ -54,7 +54,7 @@ def find(path: str, pattern: str) -> Found:
 
     Args:
         path: A file or folder.
-        pattern: Pattern of a folder's files, such as `**/*.txt`; matches hidden files only if a part begins with a dot.
+        pattern: Pattern of a folder's files, such as `**/*.txt`. Hidden files match only if a part begins with a dot.
 
     Raises:
         ValueError: if there is no file.
@@ -94,7 +94,7 @@ def _parts(pattern: str) -> tuple[str, ...]:
 
 
 class _Search:
-    """One walk through a folder: first its own files, then those behind its links."""
+    """One walk through a folder: first its own files, then the files behind its links."""
 
     def __init__(self, root: Path, pattern: tuple[str, ...]) -> None:
         self.root, self.pattern = root, pattern
@@ -146,7 +146,7 @@ class _Search:
             self._leave_out(HIDDEN, link)
         elif _identity(status) in map(_identity_of, link.parents):
             self._leave_out(LOOP, link)
-        elif (itself := _identity(link.lstat())) not in self._followed:  # links to each other would never end
+        elif (itself := _identity(link.lstat())) not in self._followed:  # or links to each other would never end
             self._followed.add(itself)
             self._walk(link)
 
@@ -218,7 +218,7 @@ def _status(path: Path) -> os.stat_result | None:
 
 
 def _is_special(path: Path, status: os.stat_result) -> bool:
-    """Return whether it is a pipe, a device, or a file of /proc, which has content but size 0."""
+    """Return whether a path is a pipe, a device, or a file of /proc, which has content although its size is 0."""
     if not stat.S_ISREG(status.st_mode) or status.st_size:
         return not stat.S_ISREG(status.st_mode)
     try:
@@ -270,7 +270,7 @@ class Survey:
 
     @property
     def sha256(self) -> str:
-        """Return the sha256 of the content: a single file's own, or that of the list of digests and names."""
+        """Return the sha256 of the content: of a single file, or of the list of digests and names."""
         if len(self.files) == 1:
             return self.digests[0]
         lines = []
@@ -394,12 +394,12 @@ def _surveyed(root: Path, files: Sequence[Path], reader: Reader, left_out: str) 
 
 @lru_cache(maxsize=1 << 14)
 def _digest(path: Path, size: int, modified_ns: int, inode: int) -> str:
-    """Return the digest of a file, read once per process while it is unchanged: a check and the build both need it."""
+    """Return the digest of a file. An unchanged file is read once per process, for both the check and the build."""
     return _read_digest(path)
 
 
 def _read_digest(path: Path) -> str:
     try:
         return sha256_of(path)
-    except OSError as error:  # an error in reading lacks the file's name
+    except OSError as error:  # a read error lacks the name of the file
         raise type(error)(error.errno, error.strerror, str(path)) from error

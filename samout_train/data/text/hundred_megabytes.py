@@ -1,8 +1,8 @@
 """Read enwik8 and text8: 100,000,000 bytes of Wikipedia, 90 % for training, 5 % for validation and 5 % for the test.
 
 Source: Mahoney, Large Text Compression Benchmark, "About the Test Data": sizes and MD5. The splits are those of Graves
-(arXiv 1308.0850) and all who report bits per character: 90 million, 5 million and 5 million bytes. A split that would
-begin within a character begins at the next one, at most three bytes later.
+(arXiv 1308.0850) and everyone who reports bits per character: 90 million, 5 million and 5 million bytes. A split that
+would begin within a character begins at the next character, at most three bytes later.
 """
 
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ class HundredMegabytes(StandardCorpus):
     """Read one file of 100,000,000 bytes; a shorter one is split in the same proportions.
 
     Args:
-        path: The file, also as .zip, .gz, .bz2 or .zst, or the folder with it.
+        path: The file, optionally as .zip, .gz, .bz2 or .zst, or its folder.
     """
 
     md5: ClassVar[str]
@@ -49,7 +49,7 @@ class HundredMegabytes(StandardCorpus):
         return found
 
     def difference(self, split: str, looked_at: Survey) -> str | None:
-        """Return the known differences of the whole file from the published one."""
+        """Return how the size or MD5 of the whole file differs from the published file; None if they agree."""
         num_bytes, md5 = text_digest(looked_at, ONLY_ONE)
         if (num_bytes, md5) == (NUM_BYTES, self.md5):
             return None
@@ -83,7 +83,7 @@ class Enwik8(HundredMegabytes):
 @validated
 @dataclass(kw_only=True)
 class Text8(HundredMegabytes):
-    """The same articles as 26 letters and the blank; figures are bits per character, which is a byte there."""
+    """The same articles, reduced to 26 letters and the blank; figures are bits per character, here a byte."""
 
     title: ClassVar[str] = "text8"
     md5: ClassVar[str] = "3bea1919949baf155f99411df5fada7e"

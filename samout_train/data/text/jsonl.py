@@ -30,11 +30,11 @@ class Jsonl(TextSource):
     Args:
         path: A file, or a folder with files that match `pattern`, in the order of their names.
         pattern: The files of a folder, such as `**/*.jsonl`.
-        layout: `padded`: a document begins a row and continues in further rows, the last filled with padding. `packed`:
+        layout: `padded`: a document begins a row and continues in further rows; the last row is padded. `packed`:
             documents follow each other, each after `<|sos|>`, in rows without padding.
         roles: The special token before a role's messages, by role.
-        learn: `agent`: counted targets are the agent's messages and the token that ends each, which is the next role's,
-            or `<|user|>` after the last turn.
+        learn: `agent`: counted targets are the agent's messages and the token that ends each (the token of the next
+            role, or `<|user|>` after the last turn).
         extra_fields: `write`: reasoning, tools and tool calls become text. `count`: they are skipped and counted.
         reset_at_documents: Whether each document of a packed row starts without a state. Padded rows do not need it.
     """
@@ -45,7 +45,7 @@ class Jsonl(TextSource):
     roles: dict[str, str]
     learn: Learn = "all"
     extra_fields: ExtraFields = "count"
-    reset_at_documents: bool = False  # of earlier runs; the YAML has true
+    reset_at_documents: bool = False  # the default of earlier runs; the YAML has true
 
     def look_at(self) -> Survey:
         """Find the files and compute their digests."""
@@ -97,7 +97,7 @@ class Jsonl(TextSource):
     def content_problems(
         self, name: str, looked_at: Survey, counts: Counts, choice: VocabularyChoice | None
     ) -> list[Problem]:
-        """Return the problem of fewer than two documents. Their lengths are checked after tokenizing."""
+        """Return the problem if there are fewer than two documents. Their lengths are checked after tokenizing."""
         if counts.documents >= 2:
             return []
         where = place_of(looked_at.root, looked_at.files)
@@ -192,7 +192,7 @@ def rows_of(
         tokens: (N,) ids of all documents.
         documents: (documents, 2): where each begins and ends.
         settings: Layout, length and seed.
-        marks: (N,) of `mapped_learned_tokens`; None where all targets are learned.
+        marks: (N,) from `mapped_learned_tokens`; None if all targets are learned.
     """
 
     def rows(stream: NDArray[np.integer]) -> TokenRows | PaddedRows:
@@ -215,7 +215,7 @@ def _num_silent(marks: NDArray[np.uint8], starts: NDArray[np.int64]) -> int:
 
 
 def _documents(tokens: NDArray[np.integer], path: str) -> tuple[NDArray[np.int64], int]:
-    """Return start, at its `<|sos|>`, and end of each document, (documents, 2), and how many are for training."""
+    """Return the start (at `<|sos|>`) and end of each document, (documents, 2), and how many are for training."""
     starts = starts_of(tokens)
     if len(starts) < 2:
         raise ValueError(

@@ -1,7 +1,7 @@
 """Build rows of conversations in which only the agent's messages are learned.
 
-A token is learned if the last role token before it is `<|agent|>`. These are the agent's messages, and the token that
-ends each turn, which is the next role's. Text has no special tokens, so the ids suffice.
+A token is learned if the last role token before it is `<|agent|>`: so the agent's messages are learned, and the token
+of the next role, which ends them. Text itself contains no special tokens, so the ids suffice.
 """
 
 # N tokens, R rows, T time
@@ -29,17 +29,17 @@ def learned_tokens(tokens: NDArray[np.integer], *, speaks: bool = False) -> NDAr
     """Return 1 for each token that is learned as a target, else 0: (N,).
 
     Args:
-        tokens: (N,) ids of documents one after another; a memory map is read a part at a time.
-        speaks: Whether the last role token before them is the agent's.
+        tokens: (N,) ids of consecutive documents; a memory map is read in blocks.
+        speaks: Whether the last role token before `tokens` is the agent's.
     """
     return np.concatenate([np.zeros(0, dtype=np.uint8), *_learned_parts(tokens, speaks)])
 
 
 def mapped_learned_tokens(tokens: NDArray[np.integer]) -> NDArray[np.uint8]:
-    """Return `learned_tokens` as a map of a file in the cache's folder, which has no name and ends with the process.
+    """Return `learned_tokens` as a map of an unnamed file in the cache's folder, which is deleted with the process.
 
     Args:
-        tokens: (N,) ids, at least one; often a map that is larger than the memory.
+        tokens: (N,) ids, at least one; often a map that is larger than main memory.
 
     Raises:
         OSError: if the file cannot be written.
@@ -52,7 +52,7 @@ def mapped_learned_tokens(tokens: NDArray[np.integer]) -> NDArray[np.uint8]:
 
 
 def _learned_parts(tokens: NDArray[np.integer], speaks: bool) -> Iterator[NDArray[np.uint8]]:
-    """Yield what `learned_tokens` returns, a block at a time."""
+    """Yield the result of `learned_tokens` in blocks."""
     for _, part in blocks_of(tokens, TOKENS_TOGETHER):
         is_role = are_roles(part)
         place = np.where(is_role, np.arange(len(part)), -1)
@@ -64,17 +64,17 @@ def _learned_parts(tokens: NDArray[np.integer], speaks: bool) -> Iterator[NDArra
 
 
 def are_roles(tokens: NDArray[np.integer]) -> NDArray[np.bool_]:
-    """Return which tokens begin a turn or a document; padding stands for unknown characters."""
+    """Return which tokens begin a turn or a document. Padding does not: it stands for unknown characters."""
     roles: NDArray[np.bool_] = (tokens < len(SPECIAL_TOKENS)) & (tokens != PAD_ID)
     return roles
 
 
 class LearnedRows:
-    """Replace the targets of rows that are not learned by the id that is not counted.
+    """Replace targets of rows that are not learned by `ignore_index`.
 
     Args:
         rows: Rows of the tokens.
-        learned: The same rows of `learned_tokens` of the same tokens.
+        learned: The same rows, cut from the result of `learned_tokens`.
         ignore_index: Targets of this value are not counted.
     """
 
@@ -88,7 +88,7 @@ class LearnedRows:
         return self._joined(self.rows.take(indices, epoch), self.learned.take(indices, epoch))
 
     def windows(self, start: int, stop: int) -> Tensor:
-        """Return rows start to stop of the rows that cover all tokens once, (R, 2 T) int64."""
+        """Return rows start to stop - 1 of the rows that cover all tokens once, (R, 2 T) int64."""
         return self._joined(self.rows.windows(start, stop), self.learned.windows(start, stop))
 
     def split(self, ids: Tensor) -> tuple[Tensor, Tensor]:

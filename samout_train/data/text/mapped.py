@@ -1,6 +1,6 @@
-"""Read memory-mapped tokens in memory that does not grow with them.
+"""Read memory-mapped tokens in bounded memory.
 
-A page of a map that was read counts as memory of the process until it is given back. It stays in the system's cache.
+A page of a map that was read counts as memory of the process until it is released. It stays in the system's cache.
 """
 
 import mmap
@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-ROWS_TOGETHER = 32  # between releases; the system maps up to 2 MiB around each
+ROWS_TOGETHER = 32  # read between releases; the system maps up to 2 MiB around each row
 
 
 def blocks_of(tokens: NDArray[Any], size: int) -> Iterator[tuple[int, NDArray[Any]]]:
-    """Yield blocks of tokens with the place of their first token; those of a map are given back after use.
+    """Yield blocks of tokens with the place of their first token; pages of a map are released after use.
 
     Args:
-        tokens: (N,).
+        tokens: (N,) ids.
         size: Tokens of a block; the last one may be shorter.
     """
     for first in range(0, len(tokens), size):
@@ -26,7 +26,7 @@ def blocks_of(tokens: NDArray[Any], size: int) -> Iterator[tuple[int, NDArray[An
 
 
 def rows_at(tokens: NDArray[np.integer], places_RT: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the tokens at these places, (R, T); what is read of a map is given back."""
+    """Return the tokens at these places, (R, T); pages read from a map are released."""
     ids_RT = np.empty(places_RT.shape, dtype=np.int64)
     for first in range(0, len(places_RT), ROWS_TOGETHER):
         rows = slice(first, first + ROWS_TOGETHER)
@@ -36,7 +36,7 @@ def rows_at(tokens: NDArray[np.integer], places_RT: NDArray[np.int64]) -> NDArra
 
 
 def release(tokens: NDArray[Any]) -> None:
-    """Give back what was read of a map that is only read; what is needed again is read from the file again."""
+    """Release the pages that were read from a read-only map; the system reads them again if needed."""
     array: Any = tokens
     while isinstance(array, np.ndarray):
         if isinstance(array, np.memmap) and array.mode != "r":

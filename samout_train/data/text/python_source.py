@@ -1,7 +1,7 @@
 """The Python files of the interpreter's standard library: 10 MB or more of real text on every machine.
 
-Tests are left out, since only some systems ship them. The text differs between Python versions, so the record has the
-files and their digests.
+Tests are left out, since only some systems ship them. The text differs between Python versions, so the record lists
+the files and their digests.
 """
 
 import sysconfig

@@ -15,11 +15,11 @@ from samout_train.data.vocabulary.base import PAD_ID
 class TokenRows:
     """Windows of one long stream of tokens.
 
-    The windows of an epoch do not overlap: each token is a target once, except a few before the epoch's random first
-    window and after its last one. Each epoch cuts at other places.
+    The windows of an epoch do not overlap: each token is a target once, except some before the epoch's first window,
+    whose start is random, and after its last window. So each epoch cuts at other places.
 
     Args:
-        tokens: (N,) ids of any integer dtype; what is read of a memory map is given back.
+        tokens: (N,) ids of any integer dtype; pages read from a memory map are released.
         seq_len: Targets T in a row; N must be at least T + 1.
         seed: Seed of the start of each epoch's first window.
 
@@ -54,9 +54,9 @@ class TokenRows:
         return self._firsts[epoch]
 
     def windows(self, start: int, stop: int) -> Tensor:
-        """Return windows start to stop - 1 of those that follow each other from the first token, (R, T + 1) int64.
+        """Return windows start to stop - 1 of the consecutive windows from the first token on, (R, T + 1) int64.
 
-        The last one is filled with padding, so that every token but the first is a target exactly once.
+        The last window is filled with padding, so that every token but the first is a target exactly once.
         """
         stop = min(stop, self.num_windows)
         ids = np.full((stop - start) * self.seq_len + 1, PAD_ID, dtype=np.int64)
@@ -72,8 +72,8 @@ class PaddedRows:
 
     Args:
         tokens: (N,) ids of all documents.
-        documents: (documents, 2): the start of each, at its `<|sos|>`, which is not in a row, and its end. Documents
-            with fewer than two further tokens have no target and are left out.
+        documents: (documents, 2): the start of each, at its `<|sos|>`, and its end. No row contains the `<|sos|>`.
+            Documents with fewer than two further tokens have no target and are left out.
         seq_len: Targets T in a row.
 
     Raises:
@@ -85,7 +85,7 @@ class PaddedRows:
     def __init__(self, tokens: NDArray[np.integer], documents: NDArray[np.int64], *, seq_len: int) -> None:
         self.tokens, self.seq_len, self._documents = np.asarray(tokens), seq_len, documents
         num_targets, rows_each = targets_and_rows(documents, seq_len)
-        self._row_ends = np.cumsum(rows_each)  # by document; an entry for each row would be more
+        self._row_ends = np.cumsum(rows_each)  # by document; one entry per row would be more
         self.num_rows = self.num_windows = int(rows_each.sum())
         self.num_targets = int(num_targets.sum())
         if not self.num_rows:
@@ -108,6 +108,6 @@ class PaddedRows:
 
 
 def targets_and_rows(documents: NDArray[np.int64], seq_len: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the number of targets of each document, and of padded rows that they fill."""
+    """Return the number of targets of each document, and the number of padded rows for them."""
     num_targets = np.maximum(documents[:, 1] - documents[:, 0] - 2, 0)
     return num_targets, -(-num_targets // seq_len)

@@ -1,4 +1,4 @@
-"""Tiny Shakespeare, a common text to compare small language models on; downloaded once if no file is given.
+"""Tiny Shakespeare, a common text for comparing small language models; downloaded once if no file is given.
 
 Source: karpathy/char-rnn, data/tinyshakespeare/input.txt; 1,115,394 bytes, 65 characters.
 """
@@ -19,7 +19,7 @@ from samout_train.runtime import cache_path, home_path, replace_file, sha256_of
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 NUM_BYTES = 1_115_394
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
-NAMES = ("tinyshakespeare.txt", "shakespeare.txt", "input.txt")  # of a copy that a person put into the cache
+NAMES = ("tinyshakespeare.txt", "shakespeare.txt", "input.txt")  # names of a copy that the user put into the cache
 TIMEOUT_SECONDS = 20
 
 

@@ -21,7 +21,7 @@ def rows_of_jsonl(path: Path) -> list[tuple[str, str]]:
         path: The file; roles are the defaults of `data=jsonl`.
 
     Raises:
-        ValueError: at a line that cannot be read, with its place.
+        ValueError: if a line cannot be read; the message names the place.
     """
     documents = conversations = 0
     left_out: Counter[str] = Counter()
@@ -46,7 +46,7 @@ def rows_of_jsonl(path: Path) -> list[tuple[str, str]]:
 
 
 def marked(parts: list[str | Special]) -> str:
-    """Return the text of a document in one line, with marks around the text that `data.learn=agent` learns."""
+    """Return the text of a document on one line, with marks around the text that `data.learn=agent` learns."""
     agent = Special(SPECIAL_TOKENS[AGENT_ID])
     text, speaks = "", False
     for part in parts:

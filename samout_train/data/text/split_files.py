@@ -27,7 +27,7 @@ class SplitFiles(StandardCorpus):
         path: The folder or zip archive with the files; its subfolders are searched.
     """
 
-    patterns: ClassVar[Sequence[str]]  # patterns of file names, with their split; one form of the corpus each
+    patterns: ClassVar[Sequence[str]]  # a pattern of file names, with their split, per form of the corpus
     example: ClassVar[str]
     stories: ClassVar[bool] = False
     published: ClassVar[Mapping[str, Published]]
@@ -64,7 +64,7 @@ class SplitFiles(StandardCorpus):
         return self.published_of(looked_at).get(split, Published()).difference(looked_at.count())
 
     def published_of(self, looked_at: Survey) -> Mapping[str, Published]:
-        """Return the published sizes of the form of the corpus that these files belong to."""
+        """Return the published sizes of the form of the corpus to which these files belong."""
         return self.published
 
     def _names(self, path: Path) -> list[str]:
@@ -84,10 +84,10 @@ class SplitFiles(StandardCorpus):
 @validated
 @dataclass(kw_only=True)
 class WikiText103(SplitFiles):
-    """WikiText-103, whose figure is the perplexity per word: words and line ends of the word-level text.
+    """WikiText-103, measured by perplexity per word; words and line ends of the word-level form are counted.
 
-    Source: Merity et al., Pointer Sentinel Mixture Models (arXiv 1609.07843), table 1. The raw form has other words; as
-    usual, its perplexity is per word of the word-level form, too.
+    Source: Merity et al., Pointer Sentinel Mixture Models (arXiv 1609.07843), table 1. The raw form has other words;
+    as usual, its perplexity is also per word of the word-level form.
     """
 
     title: ClassVar[str] = "WikiText-103"
@@ -107,7 +107,7 @@ class WikiText103(SplitFiles):
     }
 
     def published_of(self, looked_at: Survey) -> Mapping[str, Published]:
-        """Return words and lines of the word-level form, and lines of the raw one, which has as many."""
+        """Return words and lines of the word-level form; for the raw form, only its lines, which are equally many."""
         counts = looked_at.count()
         for split, known in self.published.items():
             if counts.lines == known.lines and counts.words + counts.lines != known.words:
@@ -115,7 +115,7 @@ class WikiText103(SplitFiles):
         return self.published
 
     def words(self, looked_at: Survey) -> int | None:
-        """Return the published words of a split with as many lines, and those that are there of any other text."""
+        """Return the published words of the split with as many lines; for any other text, its own words."""
         counts = looked_at.count()
         for known in self.published.values():
             if counts.lines == known.lines:
@@ -128,8 +128,8 @@ class WikiText103(SplitFiles):
 class TinyStories(SplitFiles):
     """TinyStories, each story after `<|sos|>`. No digest is published; the table has 2,119,719 and 21,990 stories.
 
-    Source: Eldan and Li (arXiv 2305.07759). Papers report the loss of their own tokens, so bits per byte are what can
-    be compared.
+    Source: Eldan and Li (arXiv 2305.07759). Papers report losses of their own tokens, so only bits per byte can be
+    compared.
     """
 
     title: ClassVar[str] = "TinyStories"
@@ -148,7 +148,7 @@ class TinyStories(SplitFiles):
     }
 
     def published_of(self, looked_at: Survey) -> Mapping[str, Published]:
-        """Return the stories of the table; how many the text files have is not published."""
+        """Return the number of stories in the tables; for the text files, none is published."""
         if looked_at.files[0].suffix != ".parquet":
             return {}
         return self.published

@@ -19,13 +19,13 @@ class SplitReader:
     """Read one split; its `repr` differs between the splits of one file.
 
     Args:
-        member: Of a zip archive, how the name of the file in it ends; `*` for the only one.
-        first: The first byte of the text. A split begins and ends at a character: within one, at the next.
-        behind: The byte after the last one; None for all.
-        stories: Whether `<|sos|>` stands for each `<|endoftext|>`, and before the text; of a table, before each row.
+        member: The end of the name of a file in a zip archive; `*` for its only file.
+        first: The first byte of the text. If it is within a character, the split begins at the next character.
+        behind: The byte after the last one, moved in the same way; None to read to the end.
+        stories: Whether `<|sos|>` replaces each `<|endoftext|>` and begins the text; in a table, it begins each row.
             If false, rows of a table follow each other without it.
-        line_ends: `fold` makes CRLF and CR into LF.
-        way: Version of this way of reading.
+        line_ends: `fold` turns CRLF and CR into LF.
+        way: Version of this reader.
     """
 
     member: str = ""
@@ -69,14 +69,14 @@ class SplitReader:
             yield Piece(self._joined(parts), row.end, read_bytes=row.bytes_done)
 
     def _joined(self, parts: list[str | Special]) -> list[str | Special]:
-        """Return the lines of one text joined; stories stay separate."""
+        """Join the rows of one text, and return it; leave stories separate."""
         if self.stories:
             return parts
         return ["".join(map(str, parts))]
 
 
 def _divided(parts: list[str | Special]) -> list[str | Special]:
-    """Return parts in which each mark between stories is a token. A mark has no blank, so no piece cuts one."""
+    """Return parts in which each mark between stories is a token. A mark has no blank, so no piece cuts it."""
     found: list[str | Special] = []
     for part in parts:
         if isinstance(part, Special):
@@ -92,7 +92,7 @@ def _divided(parts: list[str | Special]) -> list[str | Special]:
 
 @lru_cache(maxsize=64)
 def character_start(path: Path, member: str, place: int) -> int:
-    """Return the first byte, from a place on, at which a character of UTF-8 begins, or the text ends."""
+    """Return the first byte, from a place on, where a character of UTF-8 begins or the text ends."""
     with opened(path, member) as file:
         file.skip_to(place)
         following = file.read(LONGEST_CHARACTER)

@@ -44,7 +44,7 @@ class Published:
     documents: int | None = None
 
     def difference(self, counts: Counts) -> str | None:
-        """Return the known differences of a split from the published one; None if there are none."""
+        """Return the first known difference of a split from the published one; None if there is none."""
         for what, wanted, found in (
             ("words", self.words, counts.words + counts.lines),
             ("lines", self.lines, counts.lines),
@@ -81,18 +81,18 @@ class StandardCorpus(TextSource):
 
     @abstractmethod
     def difference(self, split: str, looked_at: Survey) -> str | None:
-        """Return the known differences of a split from the published one; None if there are no differences."""
+        """Return the first known difference of a split from the published one; None if there is none."""
 
     def words(self, looked_at: Survey) -> int | None:
-        """Return the words that the published figure divides by; None if it is not a figure per word."""
+        """Return the number of words by which the published figure divides; None if the figure is not per word."""
         return None
 
     def look_at(self) -> Survey:
-        """Find the training split, and take its digest."""
+        """Find the training split and compute its digest."""
         return self.surveys()["train"]
 
     def judged(self) -> Survey:
-        """Find the split to measure on, and take its digest.
+        """Find the split to measure on and compute its digest.
 
         Raises:
             ValueError: if the corpus lacks the split.
@@ -133,7 +133,7 @@ class StandardCorpus(TextSource):
         )
 
     def compared(self, splits: Sequence[str]) -> str:
-        """Return whether splits are the published ones; log a warning for each that is not."""
+        """Return that splits are the published ones, or how the first other one differs, with a warning."""
         surveys = self.surveys()
         for split in splits:
             looked_at = surveys[split]
@@ -162,7 +162,7 @@ class StandardCorpus(TextSource):
         return []
 
     def _files(self) -> list[dict[str, object]]:
-        """Return name, bytes and sha256 of each file once."""
+        """Return name, bytes and sha256 of each file, without repetitions."""
         entries: list[dict[str, object]] = []
         for survey in self.surveys().values():
             entries += [entry for entry in survey.record if entry not in entries]
@@ -170,11 +170,11 @@ class StandardCorpus(TextSource):
 
 
 def text_digest(looked_at: Survey, member: str) -> tuple[int, str]:
-    """Return size and MD5 of the text of one file, decompressed; MD5 is what publishers state.
+    """Return size and MD5 of the decompressed text of one file. Publishers state the MD5.
 
     Args:
         looked_at: The file.
-        member: Of a zip archive, how the name of the file in it ends; `*` for the only one.
+        member: The end of the name of a file in a zip archive; `*` for its only file.
     """
     path = cache_path("md5", FORMAT, member, looked_at.sha256, ending=".md5.json")
     note = read_json(path) or {}
@@ -185,6 +185,6 @@ def text_digest(looked_at: Survey, member: str) -> tuple[int, str]:
                 digest.update(chunk)
                 size += len(chunk)
         note = {"bytes": size, "md5": digest.hexdigest()}
-        with suppress(OSError):  # it only saves time
+        with suppress(OSError):  # the cache only saves time
             write_json(path, note)
     return int(note["bytes"]), str(note["md5"])

@@ -1,7 +1,7 @@
-"""Read Parquet and Arrow tables row by row, in memory that depends on the size of a batch and not on that of the file.
+"""Read Parquet and Arrow tables row by row, in memory that depends on the size of a batch, not of the file.
 
-A place in a table is the number of a row. Columns that are not asked for are not read. pyarrow's pool keeps what was
-freed, and a mapped file stays resident as far as it was read: both are given back every few megabytes.
+A place in a table is the number of a row. Only requested columns are read. pyarrow's pool keeps freed memory, and the
+pages of a mapped file stay resident once they are read: both are released every few megabytes.
 """
 
 import importlib.util
@@ -29,7 +29,7 @@ class TableRow:
     Args:
         end: Number of rows of the table up to and including it.
         bytes_done: Approximate bytes of the file that were read for it.
-        values: By column; those that are null are left out.
+        values: Values by column, without nulls.
     """
 
     end: int
@@ -38,7 +38,7 @@ class TableRow:
 
 
 def table_kind(path: Path) -> str | None:
-    """Return `Parquet` or `Arrow` for a table, by its first bytes; None for another or a missing file."""
+    """Return `Parquet` or `Arrow` for a table, by its first bytes; None for another file or a missing one."""
     try:
         with path.open("rb") as file:
             head = file.read(len(ARROW))
@@ -56,7 +56,7 @@ def table_rows(path: Path, columns: Sequence[str], start: int = 0, stop: int | N
 
     Args:
         path: A file for which `table_kind` returns a kind.
-        columns: Columns to read; those that the table lacks are left out.
+        columns: Columns to read; columns that the table lacks are ignored.
         start: The first row.
         stop: The row after the last one; None for all.
 
@@ -77,11 +77,11 @@ def table_rows(path: Path, columns: Sequence[str], start: int = 0, stop: int | N
 
 
 def row_to_cut(path: Path, place: int, size: int) -> int:
-    """Return the first row of the group, or of the record batch, that begins at or after a share of the table.
+    """Return the first row of the first group, or record batch, that begins at or after a share of the table.
 
     Args:
         path: A table.
-        place: Bytes of the file, which divided by its size are the share.
+        place: The share, in bytes of the file.
         size: Bytes of the whole file.
 
     Raises:
@@ -138,12 +138,12 @@ def _groups_of(path: Path, size: int, modified_ns: int) -> tuple[list[int], list
 
 
 def _parquet_batches(path: Path, columns: Sequence[str], start: int) -> Iterator[tuple[Any, int]]:
-    """Yield batches from a row on, with the bytes of the file that were read for it, by its share of the rows."""
+    """Yield batches from a row on, with the bytes read up to their end, estimated from their share of the rows."""
     import pyarrow
     from pyarrow import parquet
 
     size = path.stat().st_size
-    # A column of a group is read through a buffer, not as a whole.
+    # Read each column of a group through a buffer, not as a whole.
     with parquet.ParquetFile(path, buffer_size=BUFFER_BYTES, pre_buffer=False) as file:
         wanted = _present(path, file.schema_arrow.names, columns)
         row = unreleased = 0
@@ -184,7 +184,7 @@ def _arrow_batches(path: Path, columns: Sequence[str], start: int) -> Iterator[t
 
 
 class _ArrowTable:
-    """Read the record batches of an open Arrow file or stream, which is mapped and not copied."""
+    """Read the record batches of an open Arrow file or stream, which is mapped, not copied."""
 
     def __init__(self, file: IO[bytes]) -> None:
         import pyarrow
@@ -208,7 +208,7 @@ class _ArrowTable:
             yield self._reader.get_batch(place), len(self._mapped) * (place + 1) // total
 
     def release(self) -> None:
-        """Give back the memory of what was read; what is needed again is read from the file again."""
+        """Release the memory of everything that was read; the system reads the file again if needed."""
         self._pool.release_unused()
         if hasattr(mmap, "MADV_DONTNEED"):
             self._mapped.madvise(mmap.MADV_DONTNEED)

@@ -1,7 +1,7 @@
 """The cache of tokenized text: memory-mapped files of ids, keyed by content, reader and vocabulary.
 
-An entry is complete when its `.json`, which is written last, exists. Until then `.part` holds the ids so far and
-`.part.json` the progress, so that an interrupted tokenizing resumes.
+An entry is complete when its `.json` exists, which is written last. Until then, `.part` holds the ids so far and
+`.part.json` the progress, so that an interrupted tokenizing can resume.
 """
 
 import logging
@@ -97,7 +97,7 @@ def tokenize(survey: Survey, choice: VocabularyChoice, *, most_unknown: float = 
         most_unknown: The largest share of tokens that a given vocabulary may lack.
 
     Raises:
-        ValueError: if a file cannot be read, or a given vocabulary lacks more.
+        ValueError: if a file cannot be read, or a given vocabulary lacks a larger share.
         PlaceError: if the cache cannot be written.
         StopRequestedError: on a signal; the next call resumes.
     """
@@ -106,7 +106,7 @@ def tokenize(survey: Survey, choice: VocabularyChoice, *, most_unknown: float = 
     entry = _undamaged(bin_path)
     if entry is None:
         with _told_of_the_cache(bin_path, survey), StopSignals() as signals, _alone(bin_path, signals):
-            entry = _undamaged(bin_path)  # another process may have finished it meanwhile
+            entry = _undamaged(bin_path)  # another process may have finished the entry meanwhile
             if entry is None:
                 _Tokenizing(survey, choice, bin_path, signals).run()
                 entry = _complete(bin_path)
@@ -124,7 +124,7 @@ def tokenize(survey: Survey, choice: VocabularyChoice, *, most_unknown: float = 
 
 
 class _Tokenizing:
-    """One tokenizing, which resumes an earlier unfinished one."""
+    """The tokenizing of one text, which resumes an earlier one if that is unfinished."""
 
     def __init__(self, survey: Survey, choice: VocabularyChoice, bin_path: Path, signals: StopSignals) -> None:
         self.survey, self.choice, self.bin_path, self.signals = survey, choice, bin_path, signals
@@ -159,13 +159,13 @@ class _Tokenizing:
         note = {"dtype": dtype.name, "num_tokens": journal.num_tokens, "unknown": journal.unknown}
         note["sha256"] = sha256_of(self.bin_path)
         write_json(self.bin_path.with_suffix(".json"), note | {"vocabulary": journal.vocabulary})
-        with suppress(OSError):  # on Windows it may be open elsewhere; nothing reads it any more
+        with suppress(OSError):  # on Windows the file may be open elsewhere; it is no longer read
             self.journal_path.unlink(missing_ok=True)
         seconds, megabytes = time.monotonic() - started, (bar.n - before) / 1e6
         log.info("tokenized   %.1f MB at %.1f MB/s, kept in %s", megabytes, megabytes / seconds, self.part.parent)
 
     def _pieces(self, journal: _Journal) -> Iterator[Piece]:
-        """Yield the remaining pieces. Sets the journal at the start of each file; the caller moves it within a file."""
+        """Yield the remaining pieces. Set the journal to the start of each file; the caller moves it within a file."""
         first = journal.file
         for index in range(first, len(self.survey.files)):
             journal.file = index
@@ -228,13 +228,13 @@ class _Tokenizing:
 
 @contextmanager
 def _told_of_the_cache(bin_path: Path, survey: Survey) -> Iterator[None]:
-    """Turn the system's error about the cache into a message with its folder, the bytes needed and the setting."""
+    """Turn a system error about the cache into a message with its folder, the bytes needed, and what to set."""
     try:
         yield
     except OSError as error:
         folder = bin_path.parent
         if error.filename is not None and not Path(os.fsdecode(error.filename)).is_relative_to(folder):
-            raise  # a file of the text
+            raise  # the error is about a file of the text
         needed = survey.num_bytes * np.dtype(np.uint32).itemsize
         fix = "set SAMOUT_TRAIN_CACHE to another folder"
         raise PlaceError(error.errno, in_words(error, place=folder, needed=needed, fix=fix)) from error
@@ -242,7 +242,7 @@ def _told_of_the_cache(bin_path: Path, survey: Survey) -> Iterator[None]:
 
 @contextmanager
 def _alone(bin_path: Path, signals: StopSignals) -> Iterator[None]:
-    """Hold the entry's lock, so that one of several processes tokenizes and the others wait for it."""
+    """Hold the entry's lock, so that one process tokenizes and the others wait for it."""
     lock = FileLock(bin_path.with_suffix(".lock"))
     waits = False
     while not lock.is_locked:

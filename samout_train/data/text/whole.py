@@ -1,6 +1,6 @@
 """Read data to evaluate a run on, from the first token to the last, with the run's vocabulary."""
 
-# T time of a row
+# T time in a row
 
 import hashlib
 import re
@@ -49,16 +49,16 @@ class WholeData:
         tokens: All tokens, (N,).
         seq_len: Targets T in a training row.
         packed: Whether rows follow each other; otherwise each document begins a row.
-        unknown: Number of tokens for characters that the vocabulary lacks, which are not counted.
+        unknown: Number of tokens for characters that the vocabulary lacks; these tokens are not counted.
         path: Absolute path of the file or folder.
         sha256: Digest of the content.
         digests: sha256 of each file.
-        way: Way of reading, as far as results depend on it.
+        way: Description of how the data was read, as far as results depend on it.
         agent_alone: Whether only the agent's messages in conversations are counted.
         ignore_index: Targets of this value are not counted.
-        words: The divisor of a perplexity per word; None if that is not the figure of this text.
-        published: For a corpus with standard splits, a description of whether it is the published one.
-        document_id: The id with which a document begins within a row; None if a row is read as one sequence.
+        words: The divisor of a perplexity per word; None if this text has no such figure.
+        published: For a corpus with standard splits, whether it is the published one, in words.
+        document_id: The id that begins a document within a row; None if a row is read as one sequence.
     """
 
     tokens: NDArray[np.integer]
@@ -77,7 +77,7 @@ class WholeData:
 
     @cached_property
     def rows(self) -> Rows:
-        """Return all data in consecutive rows of the training length; a shorter text is one shorter row."""
+        """Return all data in consecutive rows of the training length; a shorter text is one shorter or padded row."""
         rows = self._rows_of(self.tokens)
         if not self.agent_alone:
             return rows
@@ -153,9 +153,9 @@ def whole_data(node: Mapping[str, Any], vocabulary: Vocabulary, *, seq_len: int)
 
 
 def digests_of(node: Mapping[str, Any]) -> frozenset[str]:
-    """Return the sha256 of each file that a data YAML trains on; empty if they do not exist or the data has no files.
+    """Return the sha256 of each file that a data YAML trains on; empty without them, and for shards.
 
-    For a corpus with standard splits, the way of reading a split follows the digest: splits may share a file.
+    For a corpus with standard splits, each digest is followed by its reader, since splits may share a file.
     """
     try:
         if node["_target_"] in STANDARD:

@@ -1,4 +1,4 @@
-"""Text to ids and back."""
+"""Vocabularies, which turn text into ids and back."""
 
 import lazy_loader
 

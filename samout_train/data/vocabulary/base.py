@@ -50,7 +50,7 @@ class Vocabulary(Protocol):
         ...
 
     def to_bytes(self, ids: Sequence[int]) -> bytes:
-        """Return ids as UTF-8, which may begin or end within a character; special tokens become their names."""
+        """Return the UTF-8 of ids, which may begin or end within a character; special tokens become their names."""
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -62,7 +62,7 @@ class Vocabulary(Protocol):
         ...
 
     def token_characters(self) -> NDArray[np.int64]:
-        """Return the characters that begin in each id, (V,), so that those of a text add up; 0 as in `token_bytes`."""
+        """Return how many characters begin in each id, (V,), so that counts add up; 0 as in `token_bytes`."""
         ...
 
     def state_dict(self) -> dict[str, object]:
@@ -75,7 +75,7 @@ class Characters:
 
     Args:
         tokens: Tokens by id; the first five are the special tokens. Tokens of several characters never match text.
-        spellings: Sequences of ids for characters without an id of their own.
+        spellings: Sequences of ids for characters that have no id of their own.
 
     Raises:
         ValueError: if the tokens do not begin with the special ones, or a spelling has an invalid id.
@@ -110,7 +110,7 @@ class Characters:
 
     @classmethod
     def of_text(cls, texts: Iterable[str]) -> "Characters":
-        """Return the vocabulary of the special tokens and then the characters of a text, in code order.
+        """Return the vocabulary of the special tokens, then the characters of a text in the order of their codes.
 
         Args:
             texts: The text in pieces.
@@ -121,7 +121,7 @@ class Characters:
         return cls([*SPECIAL_TOKENS, *map(chr, seen.nonzero()[0])])
 
     def extended(self, tokens: Sequence[str]) -> "Characters":
-        """Return a vocabulary with additional tokens after its own; tokens that it has already are skipped."""
+        """Return a vocabulary with additional tokens after its own; tokens that it already has are skipped."""
         known = {*self.tokens, *self.spellings}
         return Characters([*self.tokens, *(token for token in tokens if token not in known)], self.spellings)
 
@@ -167,7 +167,7 @@ class Characters:
         return np.array([0] * len(SPECIAL_TOKENS) + lengths[len(SPECIAL_TOKENS) :], dtype=np.int64)
 
     def token_characters(self) -> NDArray[np.int64]:
-        """Return the length of each id, (V,); all 0 where characters are spelled."""
+        """Return the characters per id, (V,); all 0 if there are spellings."""
         if self.spellings:
             return np.zeros(len(self.tokens), dtype=np.int64)
         lengths = [len(token) for token in self.tokens]
@@ -209,7 +209,7 @@ class Bytes:
         return np.array([0] * len(SPECIAL_TOKENS) + [1] * 256, dtype=np.int64)
 
     def token_characters(self) -> NDArray[np.int64]:
-        """Return 1 for the bytes that a character begins with, (V,), and 0 for those that continue one."""
+        """Return 1 for bytes that begin a character, and 0 for bytes that continue one, (V,)."""
         return np.array(
             [0] * len(SPECIAL_TOKENS) + [characters_in(bytes([byte])) for byte in range(256)], dtype=np.int64
         )
@@ -220,7 +220,7 @@ class Bytes:
 
 
 def characters_in(encoded: bytes) -> int:
-    """Return how many characters begin in a part of a text in UTF-8."""
+    """Return the number of characters that begin in a part of a UTF-8 text."""
     return sum(byte & 0xC0 != 0x80 for byte in encoded)
 
 

@@ -18,14 +18,14 @@ from samout_train.runtime import Bar
 BytePairSize = Range(len(SPECIAL_TOKENS) + 256, Size.high)  # the library aborts if memory runs out
 SECONDS_A_LOOK = 0.2
 LONGEST_RUN = 64
-# The words of GPT-2, with long runs cut: pairs are counted within a word, and learning takes hours if a whole text is
-# one word.
+# The words of GPT-2, with long runs cut. Pairs are counted within a word, so learning would take hours if a whole text
+# were one word.
 RUN = f"{{1,{LONGEST_RUN}}}"
 WORDS = (
     r"'s|'t|'re|'ve|'m|'ll|'d"
     rf"| ?\p{{L}}{RUN}| ?\p{{N}}{RUN}| ?[^\s\p{{L}}\p{{N}}]{RUN}|\s{RUN}(?!\S)|\s{RUN}"
 )
-# The parts of text that vocabularies of earlier versions encode one by one; those do not cut runs.
+# The parts of text that vocabularies of earlier versions, which do not cut runs, encode one by one.
 UNCUT_PARTS = re.compile(r".{1,65536}\S(?=[ \n])|.+", re.DOTALL)
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class BytePairs:
     def __init__(self, tokenizer: str) -> None:
         try:
             self._tokenizer: Any = _library().Tokenizer.from_str(tokenizer)
-        except Exception as error:  # the class that the library raises for text that is not a tokenizer
+        except Exception as error:  # the library raises this class for text that is not a tokenizer
             raise ValueError(f"not a tokenizer of bpe: {' '.join(str(error).split())[:100]}") from error
         self._tokenizer.encode_special_tokens = True  # "<|user|>" in a text is text
         self.json = tokenizer
@@ -64,7 +64,7 @@ class BytePairs:
 
         Args:
             texts: The text in pieces.
-            vocab_size: Number of ids, including the special tokens and the 256 bytes; a short text gives fewer.
+            vocab_size: Number of ids, including the special tokens and the 256 bytes. A short text yields fewer.
             check_stop: Called a few times a second; an exception from it ends the learning.
         """
         library = _library()
@@ -130,7 +130,7 @@ class BytePairs:
 
 
 class _Learning(threading.Thread):
-    """A thread in which the library learns. It cannot be stopped, and the process does not wait for it at its end."""
+    """A thread in which the library learns. It cannot be stopped, and the process ends without waiting for it."""
 
     cannot_end = True  # the program then skips the interpreter's shutdown, which would abort within the library
 

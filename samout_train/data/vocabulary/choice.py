@@ -24,10 +24,10 @@ class VocabularyChoice:
     """The settings of a vocabulary.
 
     Args:
-        name: `characters` (those that occur), `bytes` or `bpe`.
-        vocab_size: Number of ids of `bpe`; the others have as many as they need.
+        name: `characters` (those of the text), `bytes` or `bpe`.
+        vocab_size: Number of ids of `bpe`; the other vocabularies have as many as they need.
         given: A vocabulary to use unchanged; None to learn one.
-        before: With `characters`, a vocabulary to extend by the characters of the text; None for none.
+        before: With `characters`, a vocabulary to extend by the characters of the text, or None.
     """
 
     name: VocabularyName
@@ -67,7 +67,7 @@ class VocabularyChoice:
         return cls(cast(VocabularyName, vocabulary.name), len(vocabulary), vocabulary)
 
     def key(self) -> str:
-        """Return a key that differs for choices whose tokens differ."""
+        """Return a key that is different for choices with different tokens."""
         if self.given is not None:
             return hashlib.sha256(json.dumps(self.given.state_dict(), sort_keys=True).encode()).hexdigest()
         if self.before is not None:
@@ -116,7 +116,7 @@ def extending(vocabulary: Vocabulary | None) -> Iterator[None]:
     Byte pairs and bytes can encode any text and stay unchanged.
 
     Args:
-        vocabulary: The vocabulary of a run's initial weights; None for none.
+        vocabulary: The vocabulary of a run's initial weights, or None.
     """
     token = _extended.set(vocabulary)
     try:

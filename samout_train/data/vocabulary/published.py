@@ -1,7 +1,7 @@
 """Read the character vocabularies that the published SamOut scripts pickled, without running code.
 
-A file holds a list of tokens by id, or a dictionary of that list, `voc`, and of spellings for rare characters, `voc0`:
-the published scripts write such a character as several tokens, `<|pos_0_4|>` and so on.
+A file holds a list of tokens by id, or a dictionary with that list, `voc`, and spellings for rare characters, `voc0`:
+the published scripts write a rare character as several tokens, such as `<|pos_0_4|>`.
 
 Source: `gen_voc` and `gen_sft_single_data_align` of the published SamOut V1 training script.
 """
@@ -77,7 +77,7 @@ def _unpickled(path: Path) -> Any:
             warnings.simplefilter("ignore")  # odd escapes in files that are not pickles
             _require_allowed_operations(content)
             return pickle.loads(content)  # safe: no operation in it can run code
-    # The errors of a damaged pickle; all of them mean that the file cannot be read.
+    # Errors of a damaged pickle; each means that the file cannot be read.
     except (pickle.UnpicklingError, EOFError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         raise ValueError(f"no pickle of lists, dictionaries, texts and whole numbers ({_short(error)})") from error
     except (MemoryError, RecursionError) as error:
@@ -85,7 +85,7 @@ def _unpickled(path: Path) -> Any:
 
 
 def _require_allowed_operations(content: bytes) -> None:
-    """Raise UnpicklingError unless every operation of a pickle is allowed, before any is carried out."""
+    """Raise UnpicklingError unless every operation of a pickle is allowed; no operation is executed."""
     try:
         for operation, argument, _ in pickletools.genops(content):
             if operation.name in CODE:

@@ -26,7 +26,7 @@ from samout_train.evaluation.serving.requests import Asked, Reader, RequestError
 from samout_train.evaluation.serving.streamed import StreamedText
 
 PAGE = Path(__file__).with_name("page.html")
-SECONDS_OF_A_LOOK = 0.5  # until a client that has left is noticed while no token arrives
+SECONDS_OF_A_LOOK = 0.5  # between checks whether the client has left, while no token arrives
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
 log = logging.getLogger(__name__)
 Event = tuple[int | None, Ending | None]
@@ -38,8 +38,8 @@ def application(engine: Engine, reader: Reader, *, hosts: Sequence[str]) -> Star
     Args:
         engine: Generates the answers.
         reader: Checks requests.
-        hosts: Allowed host names, `*` for any. They refuse a page of another site that points its own name here (DNS
-            rebinding).
+        hosts: Allowed host names, `*` for any. Others are refused, which stops sites that point their own name here
+            (DNS rebinding).
     """
     api = _Api(engine, reader)
     return Starlette(
@@ -70,7 +70,7 @@ class _Api:
         return JSONResponse(self.engine.places())
 
     async def models(self, request: Request) -> Response:
-        """Answer with the list of models, which has one."""
+        """Answer with the list of models, which has one entry."""
         return JSONResponse({"object": "list", "data": [self._model()]})
 
     async def model(self, request: Request) -> Response:
@@ -166,7 +166,7 @@ class _Answer:
         self.head = {"id": f"{kind}-{uuid.uuid4().hex}", "created": int(time.time()), "model": reader.name}
 
     def whole(self, text: str) -> dict[str, Any]:
-        """Return an answer that is sent at once."""
+        """Return the body of an answer that is sent as a whole."""
         choice: dict[str, Any] = {"index": 0, "finish_reason": self.ending, "logprobs": None}
         if self.asked.is_chat:
             choice["message"] = {"role": "assistant", "content": text}
@@ -185,7 +185,7 @@ class _Answer:
         }
 
     async def chunks(self, pieces: AsyncIterator[str]) -> AsyncIterator[str]:
-        """Yield the events of an answer that is sent as it is drawn."""
+        """Yield the events of an answer that is streamed as it is drawn."""
         if self.asked.is_chat:
             yield self._chunk({"role": "assistant", "content": ""})
         async for piece in pieces:

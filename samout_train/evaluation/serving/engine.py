@@ -1,7 +1,7 @@
 """Generate for several requests concurrently: prompts are read in pieces, and all answers advance by a token together.
 
-All sequences form one batch, those with keys and values of several lengths too. Only states that cannot be joined, such
-as those of a mixer that keeps a growing tensor without saying where a sequence begins in it, are decoded in turn.
+All sequences form one batch, even if their keys and values differ in length. They are decoded in turn only if their
+states cannot be joined, for example if a mixer keeps a growing tensor without recording where a sequence begins in it.
 """
 
 # B sequences that are answered, V vocabulary
@@ -23,7 +23,7 @@ from samout_train.models import evaluating, join_states, take_sequences
 from samout_train.runtime import float64_place
 
 Ending = Literal["stop", "length", "error"]
-# Called in the engine's thread: with an id and None, or with None and how it ended.
+# Called in the engine's thread: with an id and None, or at the end with None and how it ended.
 Deliver = Callable[[int | None, Ending | None], None]
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class Generation:
         ids: The prompt; at least one id.
         sampling: How tokens are drawn.
         ends_at_special: Whether a special token ends it; otherwise special tokens are never drawn.
-        deliver: Called with each token, and with how it ended.
+        deliver: Called with each token, and at the end with how it ended.
 
     Attributes:
         ids: The prompt and the tokens drawn.
@@ -53,7 +53,7 @@ class Generation:
         self.random = torch.Generator().manual_seed(sampling.seed)
 
     def cancel(self) -> None:
-        """Free its place at the next token; nothing is delivered any more."""
+        """Free the request's place at the next token; nothing more is delivered."""
         self.is_cancelled = True
 
 
@@ -120,7 +120,7 @@ class Engine:
         self._fail()
 
     def _take(self) -> bool:
-        """Wait for work, and accept requests as far as there are places; return whether to continue."""
+        """Wait for work, and accept requests while there are places; return whether to continue."""
         with self._changed:
             while not (self._waiting or self._reading or self._answering or self._is_closing):
                 self._changed.wait()
@@ -155,7 +155,7 @@ class Engine:
         self.prefixes.keep(generation.ids, generation.state)
         stays = self._deliver([generation], logits_1TV[:, -1])[0]
         others = self._answering
-        with self._changed:  # before the states are joined: a failure has to end this request, too
+        with self._changed:  # before joining the states, so that a failure ends this request too
             self._reading.popleft()
             if stays:
                 self._answering = [*others, generation]
@@ -204,7 +204,7 @@ class Engine:
             self._answering = [going[number] for number in kept]
 
     def _deliver(self, generations: list[Generation], logits_BV: Tensor) -> list[bool]:
-        """Draw and deliver a token of each; return those that continue."""
+        """Draw and deliver a token of each; return whether each of them continues."""
         room = getattr(self.model, "max_seq_len", None)
         goes_on = []
         for generation, index in zip(generations, draw(generations, logits_BV), strict=True):
@@ -242,13 +242,13 @@ def draw(generations: Sequence[Generation], logits_BV: Tensor) -> list[int]:
     def column(values: list[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float64, device=place)[:, None]
 
-    # The largest is subtracted first, or a temperature near 0 would make all of them infinite.
+    # Subtract the largest first: a temperature near 0 would otherwise make every logit infinite.
     heat_B1 = column([sampling.temperature or 1.0 for sampling in settings])
     share_BV = ((logits_BV - logits_BV.amax(1, keepdim=True)) / heat_B1).softmax(1)
     sorted_BV, order_BV = share_BV.sort(dim=1, descending=True)
     before_BV = sorted_BV.cumsum(1) - sorted_BV
     rank_V = torch.arange(vocab_size, device=place)
-    # Among the k most probable; of these, as `choose` does, those that nothing or less than p comes before.
+    # Keep the k most probable tokens; of these, like `choose`, only those preceded by a total of less than p.
     within_BV = rank_V < column([float(sampling.top_k or vocab_size) for sampling in settings])
     total_B1 = (sorted_BV * within_BV).sum(1, keepdim=True)
     within_BV &= before_BV < total_B1 * column([sampling.top_p or 2.0 for sampling in settings])

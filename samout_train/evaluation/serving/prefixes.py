@@ -27,7 +27,7 @@ class PrefixStates:
         return len(self._states)
 
     def longest(self, ids: Sequence[int]) -> tuple[int, Any]:
-        """Return the longest known sequence that tokens begin with, shorter than all of them.
+        """Return the longest known sequence that tokens begin with and continue.
 
         Returns:
             Its length and the state after it; 0 and None if no sequence matches.
@@ -43,7 +43,7 @@ class PrefixStates:
         return len(found), self._states[found][0]
 
     def keep(self, ids: Sequence[int], state: Any) -> None:
-        """Keep a copy of the state after some tokens, if it is not larger than the limit."""
+        """Keep a copy of the state after some tokens, unless it is larger than the limit."""
         key = tuple(ids)
         if key in self._states:
             self._states.move_to_end(key)

@@ -1,4 +1,4 @@
-"""Check requests of OpenAI's clients: mistakes are reported, and unsupported settings are refused."""
+"""Check requests of OpenAI's clients: report mistakes, and refuse unsupported settings."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ class RequestError(Exception):
 
     Args:
         message: The problem and the remedy.
-        param: The field that is wrong; None if it is not a single one.
+        param: The wrong field; None if it is not a single field.
         status: HTTP status code.
     """
 
@@ -53,7 +53,7 @@ class RequestError(Exception):
         kind = "invalid_request_error"
         if self.status >= 500 or self.status == 429:
             kind = "server_error"
-        message = self.message.encode("utf-8", "backslashreplace").decode()  # half a surrogate pair may be in it
+        message = self.message.encode("utf-8", "backslashreplace").decode()  # it may contain half a surrogate pair
         return {"error": {"message": message, "type": kind, "param": self.param, "code": None}}
 
 
@@ -80,9 +80,9 @@ class Asked:
         ids: The prompt.
         sampling: How tokens are drawn.
         stops: Texts that end the answer.
-        streams: Whether it is sent as it is drawn.
+        streams: Whether the answer is sent as it is drawn.
         with_usage: Whether a stream ends with the counts of tokens.
-        is_chat: Whether a role's token ends it.
+        is_chat: Whether a role's token ends the answer.
     """
 
     ids: list[int]
@@ -265,6 +265,6 @@ def _whole(
         return default
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise RequestError(f"{key} must be a whole number from {low} to {high}", key)
-    if fold:  # a negative seed is one, too
+    if fold:  # negative seeds are valid too
         return value % (LARGEST_SEED + 1)
     return value

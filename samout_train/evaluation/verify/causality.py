@@ -16,26 +16,26 @@ from samout_train.models import evaluating
 from samout_train.ops import reference_kernels
 from samout_train.runtime import PrecisionName, autocast, random_states, set_random_states
 
-WORK = 4e11  # floating-point operations: enough for every place of most models of width 48, 32 places of 6 M parameters
+WORK = 4e11  # operations: enough for every place in most models of width 48, or for 32 places with 6 M parameters
 FEWEST_PLACES = 32
 MOST_ROWS = 32
 ROWS_TIMES_PARAMETERS = 2e7  # bounds the memory of a pass with gradients
 MOST_LOGITS = 2**26  # of a batch
-SHORT, SHORT_PLACES = 256, 16  # tokens and most places of the check before a training
-SHORTEST, FEWEST_SHORT, SHORT_WORK = 64, 3, 2e10  # the same of large models, and the operations that make one large
-STD_OF_ZEROS = 0.1  # of the numbers that stand for zeros in it
-LONG, LONG_WORK, LONG_PLACES = 2048, 4e10, 4  # tokens, operations and fewest places of the check after it
-ROUNDING = {"fp32": FP32, "bf16": BF16, "fp16": BF16}  # changes that are none, as a share of the largest logit
+SHORT, SHORT_PLACES = 256, 16  # tokens, and the most places, of the check before training
+SHORTEST, FEWEST_SHORT, SHORT_WORK = 64, 3, 2e10  # the same for large models: those that would need more operations
+STD_OF_ZEROS = 0.1  # standard deviation of the numbers that replace zeros in this check
+LONG, LONG_WORK, LONG_PLACES = 2048, 4e10, 4  # tokens, operations and fewest places of the check after training
+ROUNDING = {"fp32": FP32, "bf16": BF16, "fp16": BF16}  # largest change by rounding, as a share of the largest logit
 
 
 @dataclass(frozen=True)
 class Leak:
-    """The largest change of the logits before the first of some changed tokens.
+    """The largest change of logits at positions before the first changed token.
 
     Args:
         place: Position of the first changed token, counted from 0.
-        position: That of the changed logits.
-        change: The largest difference of a logit; NaN if there is one.
+        position: Position of the changed logits.
+        change: The largest difference of a logit; NaN if any difference is NaN.
         largest_logit: The largest absolute logit, to compare it with.
     """
 
@@ -54,7 +54,7 @@ def nothing_before_changes(
     precision: PrecisionName,
     share: float,
 ) -> Measured:
-    """Return the largest difference in the logits before a place if all tokens from this place on change.
+    """Return the largest difference in the logits before a place when all tokens from this place on change.
 
     Args:
         model: The model.
@@ -76,17 +76,17 @@ def nothing_before_changes(
 def find_leak(
     model: nn.Module, *, vocab_size: int, pad_id: int | None, seq_len: int, device: torch.device
 ) -> Leak | None:
-    """Return where a model that is still to be trained sees later tokens, in a moment; None if that does not show.
+    """Return where a model sees later tokens before it is trained, by a quick check; None if the check finds nothing.
 
-    It takes a few evaluations of rows of at most 256 tokens, of large models 64, in float32 with torch's own
-    operations, which need no compilation, and leaves weights and random states as they are. `find_trained_leak` checks
-    the kernels.
+    The check evaluates a few rows of at most 256 tokens, or 64 for large models, in float32 with torch's own
+    operations, which need no compilation. Weights and random states stay unchanged. `find_trained_leak` checks the
+    kernels.
 
     Args:
         model: A model that claims to be causal, before it is compiled or sharded.
         vocab_size: Number of ids V.
         pad_id: Id of the padding; None for no padding.
-        seq_len: The longest sequence that it accepts for sure, in tokens.
+        seq_len: Length of a sequence that the model certainly accepts, in tokens.
         device: The model's device.
     """
     time = min(seq_len, SHORT)
@@ -98,12 +98,12 @@ def find_leak(
         return None
     places = chosen_places(time, most)
     with reference_kernels():
-        for change in (_probed(model), nullcontext()):  # numbers so changed may overflow
+        for change in (_probed(model), nullcontext()):  # without probing if probed weights overflow
             with change:
                 worst = _leak_at(places, model, subject, device, "fp32")
             if worst is None or not math.isnan(worst.change):
                 return worst
-    return None  # training reports what is not finite
+    return None  # training reports non-finite numbers
 
 
 def find_trained_leak(
@@ -117,8 +117,9 @@ def find_trained_leak(
 ) -> Leak | None:
     """Return where a trained model sees later tokens; None if it does not.
 
-    It takes about the time of one training step: whole rows of at most 2,048 tokens, with the kernels and the
-    precision of the training, and each place of a row where that is affordable. Weights and random states stay.
+    The check takes about as long as one training step. It reads whole rows of at most 2,048 tokens, with the kernels
+    and the precision of training, and changes every place of a row if affordable. Weights and random states stay
+    unchanged.
 
     Args:
         model: A model that claims to be causal.
@@ -140,12 +141,12 @@ def find_trained_leak(
 
 
 def _affordable(model: nn.Module, time: int, work: float) -> int:
-    """Return the number of rows of `time` tokens that a model reads with so many operations."""
+    """Return the number of rows of `time` tokens that a model reads with this many operations."""
     return int(work / (time * model.forward_flops_per_token(time)))  # type: ignore[operator]
 
 
 def _subject(model: nn.Module, vocab_size: int, pad_id: int | None, time: int) -> ModelUnderTest | None:
-    """Return the description of a model; None if no token can change, or into none."""
+    """Return the description of a model; None if rows are too short, or ids too few, to change a token."""
     if time < LEAST_TOKENS or vocab_size - (pad_id is not None) < 2:
         return None
     return ModelUnderTest(lambda: model, vocab_size, pad_id, time, trained=True)
@@ -154,7 +155,7 @@ def _subject(model: nn.Module, vocab_size: int, pad_id: int | None, time: int) -
 def _leak_at(
     places: list[int], model: nn.Module, subject: ModelUnderTest, device: torch.device, precision: PrecisionName
 ) -> Leak | None:
-    """Return the largest change, which is NaN if one is; None if none is larger than rounding."""
+    """Return the largest change, NaN if any is NaN; None if all changes are within rounding."""
     states = random_states(device)
     try:
         worst = _worst_change(_pairs(model, subject, places, device, False, precision))
@@ -167,10 +168,10 @@ def _leak_at(
 
 @contextmanager
 def _probed(model: nn.Module) -> Iterator[None]:
-    """Make visible what mixers do in weights that training begins with, and restore these weights exactly afterwards.
+    """Change initial weights so that the effect of mixers shows, and restore the weights exactly afterwards.
 
-    Behind small embeddings the first layer changes next to nothing, so they get a standard deviation near 1, by a power
-    of two, which rounds nothing. Parameters that are zero throughout get small random numbers.
+    With small embeddings, the first layer has next to no effect. Embeddings are therefore scaled to a standard
+    deviation near 1, by a power of two, which is exact. Parameters that are all zero get small random numbers.
     """
     generator = torch.Generator().manual_seed(3)
     zeros = [parameter.detach() for parameter in model.parameters() if not parameter.count_nonzero()]
@@ -196,12 +197,12 @@ def _probed(model: nn.Module) -> Iterator[None]:
 
 
 def _worst_change(pairs: Iterable[tuple[Tensor, Tensor, Tensor]]) -> Leak | None:
-    """Return the largest change of logits before the place from which tokens changed; None if nothing changed."""
+    """Return the largest change of logits before the first changed token; None if nothing changed."""
     worst: Leak | None = None
     for place_B, before_BTV, after_BTV in pairs:
         is_before_BT = torch.arange(before_BTV.shape[1], device=place_B.device) < place_B[:, None]
         difference_BT = (after_BTV - before_BTV).abs().amax(-1).where(is_before_BT, 0)
-        largest = float(difference_BT.max())  # NaN if there is one
+        largest = float(difference_BT.max())  # NaN if any is NaN
         if worst is None or not largest <= worst.change:
             row, position = divmod(int(difference_BT.argmax()), difference_BT.shape[1])
             worst = Leak(int(place_B[row]), position, largest, float(before_BTV.abs().max()))
@@ -222,7 +223,7 @@ def what_is_there_changes(model: nn.Module, subject: ModelUnderTest, device: tor
 
 
 def chosen_places(time: int, most: int) -> list[int]:
-    """Return at most `most` places from 1: half by the largest power of two that divides them, half at random."""
+    """Return at most `most` places from 1: half divisible by the largest powers of two, the others at random."""
     shuffled = (1 + torch.randperm(time - 1, generator=torch.Generator().manual_seed(2))).tolist()
     by_power = sorted(shuffled, key=lambda place: place & -place, reverse=True)
     return list(dict.fromkeys(by_power[: most // 2] + shuffled))[:most]
@@ -236,7 +237,7 @@ def _pairs(
     training: bool,
     precision: PrecisionName,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield places with the logits of a sequence and of one whose tokens differ from the place on.
+    """Yield places, the logits of a sequence, and the logits of a sequence whose tokens differ from each place on.
 
     Every batch has the same number of rows, since only equal shapes give equal bits.
     """
@@ -246,7 +247,7 @@ def _pairs(
     rows = min(rows, max(1, MOST_LOGITS // (len(quiet_T) * subject.vocab_size)))
 
     def logits(ids_BT: Tensor) -> Tensor:
-        torch.manual_seed(0)  # a mixer that draws in training draws the same again
+        torch.manual_seed(0)  # a mixer with random numbers in training draws the same ones again
         with ExitStack() as stack:
             if training:
                 model.train()

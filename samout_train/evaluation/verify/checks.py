@@ -57,7 +57,7 @@ def verify(
 
 @contextmanager
 def _threads_for(model: nn.Module) -> Iterator[None]:
-    """Use one thread for a small model: more gain little, and wait for each other on a busy machine."""
+    """Use one thread for a small model: more threads gain little, and wait for each other on a busy machine."""
     threads = torch.get_num_threads()
     if sum(p.numel() for p in model.parameters()) < PARAMETERS_FOR_THREADS:
         torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""Check that the documents of packed rows, split as in training and evaluation, give the same as each one alone."""
+"""Check that documents in packed rows, split as in training and evaluation, give the same results as each one alone."""
 
 # R rows, N documents, L time of a part, B batch, T time, V vocabulary
 
@@ -25,7 +25,7 @@ NO_PLACE = -1
 def logits_as_alone(
     model: nn.Module, subject: ModelUnderTest, device: torch.device, *, precision: PrecisionName
 ) -> Measured:
-    """Compare logits of packed documents, read in chunks with a carried state, with those of each alone and whole."""
+    """Compare logits of packed documents, read in chunks with a carried state, with those of each whole document."""
     documents, parts, _ = _packed(subject, device)
     with evaluating(model), autocast(precision, device):
         alone_NV = torch.cat([model(ids_1T)[0][0] for ids_1T in documents])
@@ -44,8 +44,8 @@ def gradients_as_alone(model: nn.Module, subject: ModelUnderTest, device: torch.
         model: The model.
         subject: Its description.
         device: The model's device.
-        chunk: Tokens of a call. The gradient follows the carried state: cut off, as in training, it would depend on the
-            rounding of equal maxima, the later one of which takes all of it.
+        chunk: Tokens per call. The gradient flows through the carried state. Cut off there, as in training, it would
+            depend on rounding: of equal maxima, the later one receives the whole gradient.
     """
     documents, parts, target_N = _packed(subject, device)
     model.train()
@@ -67,7 +67,7 @@ def gradients_as_alone(model: nn.Module, subject: ModelUnderTest, device: torch.
 
 
 def gradient_across(model: nn.Module, subject: ModelUnderTest, device: torch.device) -> Measured:
-    """Return the largest gradient of the loss of every second document by the embeddings of the others."""
+    """Return the largest gradient of every second document's loss with respect to the embeddings of the others."""
     documents, parts, target_N = _packed(subject, device)
     document_N = torch.repeat_interleave(torch.tensor([ids_1T.shape[1] for ids_1T in documents])).to(device)
     model.train()
@@ -101,7 +101,7 @@ def gradient_across(model: nn.Module, subject: ModelUnderTest, device: torch.dev
 
 
 def _packed(subject: ModelUnderTest, device: torch.device) -> tuple[list[Tensor], list[tuple[Tensor, Tensor]], Tensor]:
-    """Return the documents, (1, T) each; the parts of the rows that hold them, with places; and targets by place."""
+    """Return the documents, (1, T) each; the parts of their packed rows, with places; and the targets by place."""
     time = subject.tokens(NUM_TOKENS)
     starts = [sorted({tenth * time // 10 for tenth in tenths} - {0}) for tenths in TENTHS]
     ids_RT = subject.ids(len(TENTHS), time + 1, torch.device("cpu"))

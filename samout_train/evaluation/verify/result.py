@@ -1,4 +1,4 @@
-"""The result of a check: the measured deviation, its bound, and whether it passed. Bounds are equal for all models."""
+"""The result of a check: the measured deviation, its bound, and whether it passed. All models have the same bounds."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ FP32, BF16 = 1e-5, 2e-2  # relative in norm
 FINITE_DIFFERENCES = 1e-5  # relative in norm, float64
 OVERFIT_NATS = 0.1
 # A gradient's error is relative to its own norm, but at least to this share of the norm of all gradients. A smaller
-# gradient is a sum over all tokens that nearly cancels, and its rounding is large against the sum.
+# gradient is a sum over all tokens that nearly cancels, so its rounding error is large relative to the sum.
 FLOOR = 1e-2
 Measured = tuple[float, str]  # the measured deviation, and a note for the reader
 

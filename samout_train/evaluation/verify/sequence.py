@@ -1,4 +1,4 @@
-"""Check that a sequence gives the same in pieces, before padding, in any batch, and with or without gradients."""
+"""Check that a sequence gives the same results in pieces, with padding, in any batch, and with or without gradients."""
 
 # B batch, T time, V vocabulary
 
@@ -19,7 +19,7 @@ PADDING = 9
 def in_chunks(
     model: nn.Module, subject: ModelUnderTest, device: torch.device, *, size: int, precision: PrecisionName
 ) -> Measured:
-    """Compare logits of chunks after a prefix, without gradients, with those of the whole sequence."""
+    """Compare logits of the whole sequence with those of chunks after a prefix, without gradients."""
     ids_BT = subject.ids(2, subject.tokens(), device)
     prefix = _prefix(ids_BT)
     with evaluating(model), autocast(precision, device):
@@ -29,7 +29,7 @@ def in_chunks(
 
 
 def gradients_in_chunks(model: nn.Module, subject: ModelUnderTest, device: torch.device, *, size: int) -> Measured:
-    """Compare gradients of a loss over chunks after a prefix, through the states, with those of the whole sequence."""
+    """Compare gradients of the whole sequence with those through the states of chunks after a prefix."""
     num_tokens = GRADIENT_TOKENS if size < PREFIX else NUM_TOKENS
     ids_BT = subject.ids(2, subject.tokens(num_tokens), device)
     model.train()

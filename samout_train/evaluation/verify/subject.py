@@ -79,7 +79,7 @@ class ModelUnderTest:
     def quiet_and_other_ids(self, time: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return two sequences, (T), without a common id; the first has few different ids.
 
-        A maximum reveals a later token only if it exceeds all earlier ones, which is likelier if those are few.
+        A maximum reveals a later token only if that exceeds all earlier ones, which is likelier with few different ids.
         """
         usable_V, generator = self._usable(), _generator()
         few = min(QUIET_IDS, len(usable_V) // 2)
@@ -98,9 +98,9 @@ Subject = ModelUnderTest  # its earlier name
 
 
 def sized(node: Node, typed: Collection[str] = ()) -> Node:
-    """Return a model's settings with the sizes to verify it at.
+    """Return a model's settings with the sizes used to verify it.
 
-    Its layers have each mixer of its pattern, unless the user has set their number.
+    Each mixer of its pattern has a layer, unless the user has set the number of layers.
 
     Args:
         node: The `model` of a configuration.
@@ -119,7 +119,7 @@ def models_under_test(node: Node) -> tuple[ModelUnderTest, ModelUnderTest]:
     """Return the arguments of `verify` for an untrained model: the model, and a tiny one of the same kind.
 
     Args:
-        node: The `model` of a configuration, with the sizes to verify it at.
+        node: The `model` of a configuration, with the sizes used to verify it.
     """
     # Without a head the logits are a hidden state within -1 and 1, which cannot memorise a batch.
     changes: Node = dict(TINY)
@@ -165,7 +165,7 @@ def pattern_of(node: Node) -> list[str]:
 
 
 def mean_loss(model: nn.Module, ids_BT: Tensor) -> Tensor:
-    """Return the mean nats of the next token; for a model that sees the whole sequence, of the reversed tokens."""
+    """Return the mean nats of the next token or, for a model that sees the whole sequence, of the reversed tokens."""
     if sees_future(model):
         inputs_BT, targets_BT = ids_BT, ids_BT.flip(1)
     else:
@@ -202,9 +202,9 @@ def _mixers_of_layers(node: Node) -> list[str]:
 
 
 def _with_mixers(node: Node, names: Sequence[str]) -> Node:
-    """Return settings whose layers have each of these mixers.
+    """Return settings with at least one layer for each of these mixers.
 
-    If one is missing, the pattern becomes the distinct mixers in order, with at least a layer for each.
+    If a mixer is missing, the pattern becomes the distinct mixers in order, with at least one layer for each.
     """
     distinct = list(dict.fromkeys(names))
     if set(distinct) <= set(_mixers_of_layers(node)):

@@ -30,10 +30,10 @@ TINY = "of a tiny new model"
 
 
 def finite_differences(tiny: ModelUnderTest, device: torch.device) -> Measured:
-    """Compare gradients along a random direction with two evaluations of the loss, in float64.
+    """Compare gradients along a random direction with the difference of two losses, in float64.
 
-    The error is relative to the norm of the parameter's gradient: along a direction nearly orthogonal to it, the
-    derivative itself is small.
+    The error is relative to the norm of the parameter's gradient, because the derivative itself is small along a
+    direction that is nearly orthogonal to the gradient.
     """
     model = tiny.model(device).double().train()
     ids_BT = tiny.ids(2, 7, device)
@@ -56,7 +56,7 @@ def finite_differences(tiny: ModelUnderTest, device: torch.device) -> Measured:
 
 
 def as_in_float64(tiny: ModelUnderTest, device: torch.device) -> Measured:
-    """Compare gradients in float32, with its fast paths, with those in float64, which finite differences check."""
+    """Compare gradients in float32, which has fast paths, with those in float64, which finite differences check."""
     ids_BT = tiny.ids(2, SHORT, device)
     found = []
     for dtype in (torch.float32, torch.float64):
@@ -119,7 +119,7 @@ def twice(model: nn.Module, subject: ModelUnderTest, device: torch.device) -> Me
     ids_BT = subject.ids(3, subject.tokens(SHORT), device)
     results = []
     for _ in range(2):
-        torch.manual_seed(0)  # a mixer that draws in training draws the same again
+        torch.manual_seed(0)  # a mixer with random numbers in training draws the same ones again
         loss = mean_loss(model.train(), ids_BT)
         values = [loss.detach()[None]]
         for gradient in gradients(model, loss).values():

@@ -13,7 +13,7 @@ NOTE = (
 
 
 def tests_of(comparison: Comparison) -> list[str]:
-    """Return the tests of a task, with chance in brackets, in their order; none where the data is no task."""
+    """Return the tests of a task in order, with chance in brackets; empty if the data is not a task."""
     found: dict[str, None] = {}
     for one in comparison.ranked:
         found |= dict.fromkeys(one.shares)
@@ -21,15 +21,15 @@ def tests_of(comparison: Comparison) -> list[str]:
 
 
 def with_chance(test: str) -> str:
-    """Return `length 32 (chance 0.5)` of `length 32 (0.5)`."""
+    """Return `length 32 (chance 0.5)` for `length 32 (0.5)`."""
     name, bracket, chance = test.rpartition("(")
     return f"{name}{bracket}chance {chance}"
 
 
 def share_in_words(shares: Mapping[int, float]) -> str:
-    """Return the mean share of right answers over seeds, as `0.953 (0.921 to 0.985)`; empty without one.
+    """Return the mean share of right answers over seeds, as `0.953 (0.921 to 0.985)`; empty without shares.
 
-    The interval is cut at 0 and 1.
+    The interval is clipped to 0 and 1.
     """
     if not shares:
         return ""
@@ -41,9 +41,9 @@ def share_in_words(shares: Mapping[int, float]) -> str:
 
 
 def answers_columns(comparison: Comparison) -> list[tuple[str, dict[str, str]]]:
-    """Return the columns of right answers: the head, and the cell of each model by label.
+    """Return the columns of right answers: each a head, and the cells of the models by label.
 
-    Of a task these are its tests; of a text it is the first test of each task beside it.
+    A task has a column for each of its tests. A text has one for the first test of each task that goes with it.
     """
     columns = []
     for test in tests_of(comparison):
@@ -57,7 +57,7 @@ def answers_columns(comparison: Comparison) -> list[tuple[str, dict[str, str]]]:
 
 
 def most_right(comparison: Comparison) -> Iterable[str]:
-    """Yield which model has the most right answers in the first test of a task, and which are within noise of it."""
+    """Yield a sentence: which model has the most right answers in a task's first test, and how the others compare."""
     for test in tests_of(comparison)[:1]:
         ranked = [one for one in comparison.ranked if one.shares.get(test)]
         ranked.sort(key=lambda one: -one.accuracies[test])

@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 PREFIXES = ("", "kilo", "mega", "giga", "tera", "peta", "exa", "zetta")
 DURATIONS = (("seconds", 1.0), ("minutes", 60.0), ("hours", 3600.0), ("days", 86400.0))
-SHORTEST_AXIS = 3.0  # of a unit of time: below it, the unit before has the rounder ticks
-LONGEST_INSIDE = 4  # entries of a legend that find room between the lines
+SHORTEST_AXIS = 3.0  # in a unit of time: on a shorter axis, the next smaller unit has rounder ticks
+LONGEST_INSIDE = 4  # entries of a legend that fit between the lines
 COLUMNS_OF_ALL = 5  # of a legend that four charts share
-ROOM_ABOVE = 0.2  # of what the shown losses spread, for the marks of those above
-NARROW_LABEL = 20  # characters of which three fit below a chart
+ROOM_ABOVE = 0.2  # of the spread of the shown losses, as room to mark higher ones
+NARROW_LABEL = 20  # characters: three labels of this length fit side by side below a chart
 
 
 def colour_of(comparison: Comparison, label: str) -> str:
@@ -40,7 +40,7 @@ def shown(one: CandidateResult) -> str:
 
 
 def flop_unit(largest: float) -> tuple[str, float]:
-    """Return the unit that makes a number of operations 1 to 1,000, and its size, such as exaFLOP and 1e18."""
+    """Return the unit in which a number of operations is 1 to 1,000, and its size, such as exaFLOP and 1e18."""
     power = 0
     while power + 1 < len(PREFIXES) and largest >= 1000.0 ** (power + 1):
         power += 1
@@ -57,7 +57,7 @@ def time_unit(largest: float) -> tuple[str, float]:
 
 
 def draw_front(axes: "Axes", places: Mapping[str, tuple[float, float]]) -> None:
-    """Draw a front behind the points, in steps: between two models the smaller one is the best that fits."""
+    """Draw a front behind the points, in steps: at a size between two models, the smaller one is the best that fits."""
     xs, ys = zip(*places.values(), strict=True)
     axes.plot(xs, ys, "--", drawstyle="steps-post", color="0.55", linewidth=1, zorder=1, label="front")
 
@@ -66,8 +66,8 @@ def log_of_numbers(axes: "Axes", *, in_units: bool = False) -> None:
     """Make the horizontal axis logarithmic, with numbers such as 2,000 at as many ticks as there is room for.
 
     Args:
-        axes: Of the chart.
-        in_units: Writes 2 k instead.
+        axes: Axes of the chart.
+        in_units: Whether to write 2 k instead.
     """
     from matplotlib.ticker import LogLocator, NullFormatter
 
@@ -84,7 +84,7 @@ def log_of_numbers(axes: "Axes", *, in_units: bool = False) -> None:
 
 
 def log_of(axes: "Axes", places: Iterable[float]) -> None:
-    """Make the horizontal axis logarithmic, with ticks at the places that there is data for."""
+    """Make the horizontal axis logarithmic, with a tick at each place that has data."""
     from matplotlib.ticker import NullLocator
 
     ticks = sorted(places)
@@ -112,9 +112,9 @@ def units() -> Any:
 
 
 def top_of(losses: Iterable[float]) -> float | None:
-    """Return the highest loss that a chart shows, where a few far above the others would flatten these; else None.
+    """Return the highest loss that a chart shows if a few far higher losses would flatten the others; else None.
 
-    At most a quarter of the losses may be above it, by more than all others spread.
+    At most a quarter of the losses are cut off, and only if the gap below them exceeds the spread of the others.
     """
     ordered = sorted(losses)
     for most in range(len(ordered) - 1, -(-3 * len(ordered) // 4) - 1, -1):
@@ -125,7 +125,7 @@ def top_of(losses: Iterable[float]) -> float | None:
 
 
 def label_axes(axes: "Axes", x: str, y: str) -> None:
-    """Name the axes and add the legend: inside where it is short, below the chart where it would cover the lines."""
+    """Name the axes and add the legend: inside if it is short, below the chart if it would cover the lines."""
     axes.set(xlabel=x, ylabel=y)
     axes.grid(alpha=0.3)
     _, labels = axes.get_legend_handles_labels()
@@ -146,7 +146,7 @@ def label_axes(axes: "Axes", x: str, y: str) -> None:
 
 
 def share_legend(figure: "Figure") -> None:
-    """Put one legend below all charts in place of those that stand below each of them."""
+    """Replace the legends below the charts by one legend below all of them."""
     entries: dict[str, Any] = {}
     for axes in figure.axes:
         legend = axes.get_legend()

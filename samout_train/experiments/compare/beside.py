@@ -1,7 +1,7 @@
-"""Read what the models of a comparison are trained on beside its text at its size: tasks, and further sizes.
+"""Read what a comparison trains its models on in addition to its text: tasks, and its text at further sizes.
 
-A task has the budget, the rows and the tests of its YAML, or those that the request gives it. The settings and limits
-of the text do not apply to it, but everything else does.
+A task has the budget, the rows and the tests of its YAML, unless the request sets others. The settings and limits of
+the text do not apply to a task, but everything else does.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,13 +20,13 @@ Words = Mapping[str, Sequence[str]]  # of each task, by label
 
 
 def tasks_of(asked: Any) -> dict[str, list[str]]:
-    """Return the overrides of each task by label, that which names its data first.
+    """Return the overrides of each task by label; the one that names its data comes first.
 
     Args:
-        asked: As typed: names of `conf/data`, or labels with settings or overrides, as models are; None for none.
+        asked: As typed: names in `conf/data`, or labels with settings or overrides, as for models; None for no tasks.
 
     Raises:
-        ConfigError: if something else is typed, or a task sets what is the same for all; it lists every problem.
+        ConfigError: if anything else is typed, or a task sets what is the same for all; it lists every problem.
     """
     if asked is None or asked == []:
         return {}
@@ -50,9 +50,9 @@ def on_task(
     """Return the models of a comparison, at their sizes, to be trained on a task.
 
     Args:
-        candidates: To be trained on the text.
-        label: Of the task.
-        own: The overrides of the task, that which names its data first.
+        candidates: The models as they are trained on the text.
+        label: Label of the task.
+        own: The overrides of the task; the one that names its data comes first.
         shared: The overrides of all models.
         config_dirs: Further folders to look for YAML in, absolute.
 
@@ -78,14 +78,14 @@ def on_task(
 
 
 def sizes_of(asked: Sequence[Any] | None, match: Budget | None) -> list[Budget]:
-    """Return the budgets beside the comparison's own one, ascending.
+    """Return the budgets of the further sizes, ascending.
 
     Args:
         asked: Amounts such as 200k, as typed.
         match: The comparison's own budget, of the same kind.
 
     Raises:
-        ConfigError: if one is not an amount, or there is no such budget; it lists every problem.
+        ConfigError: if one is not an amount, or the comparison has no budget; it lists every problem.
     """
     if not asked:
         return []
@@ -107,13 +107,13 @@ def sizes_of(asked: Sequence[Any] | None, match: Budget | None) -> list[Budget]:
 
 
 def _without_text(words: Sequence[str]) -> list[str]:
-    """Return overrides without those of the text and its limits."""
+    """Return the overrides, leaving out those of the text and its limits."""
     limits = [f"trainer.{key}" for key in LIMITS]
     return [word for word in words if key_of(word).split(".")[0] != "data" and key_of(word) not in limits]
 
 
 def _reset(choice: str, settings: Sequence[str], shared: Sequence[str], config_dirs: Sequence[str]) -> list[str]:
-    """Return overrides that undo what an experiment sets of the text and its limits, for the data that is named."""
+    """Return overrides that undo an experiment's settings of the text and its limits, for the data of this choice."""
     alone = dict(flat(compose_config([choice], config_dirs=config_dirs).config["data"]))
     config = compose_config([*_without_text(shared), choice], config_dirs=config_dirs).config
     set_by_experiment = dict(flat(config["data"]))

@@ -1,6 +1,6 @@
-"""The models of a comparison: read what was typed, give each model the settings that it has, and find its size.
+"""The models of a comparison: read the request, give each model the shared settings that it has, and find its size.
 
-A candidate is a model with the words that make `train` train it.
+A candidate is a model with the command line of `train` that trains it.
 """
 
 import hashlib
@@ -35,14 +35,14 @@ DECIDED = {
     "optimizer.lr": "lr=[...] says which",
     "resume": "a comparison resumes by itself: give it the same run_dir again",
 }
-# The settings that are the same for all models: the data, and what is beside the training.
+# The settings that are the same for all models: the data, and the circumstances of training.
 FOR_ALL = ("data", "experiment", "seed", "run_dir", "device", "checkpoint", "callbacks", "kernels", "threads")
 # Text that YAML reads as text without quotes.
 PLAIN = re.compile(r"(?!(?:null|true|false|yes|no|on|off|nan|inf)$)[a-z_][\w.+/:-]*", re.IGNORECASE)
-# What a request names, by its key: the group of the names, and an example.
+# For each key of a request that takes names: the config group of these names, and an example.
 NAMED_BY = {"models": ("model", "models=[v8,transformer]"), "tasks": ("data", "tasks=[recall_small,parity]")}
 OF_GROUP = {"model": "num_layers", "data": "num_pairs"}  # a setting of each group, for messages
-LONGEST_NAME = 120  # bytes, as of the jobs of a sweep
+LONGEST_NAME = 120  # bytes, as for the jobs of a sweep
 Models = str | Sequence[str | Mapping[str, Any]] | Mapping[str, Any]
 Known = Callable[[str, Sequence[str]], Sizes | None]
 
@@ -57,7 +57,7 @@ class Candidate:
         sizes: The sizes that match the budget; None without a budget.
         config: The composed configuration of these words.
         data: The name of the data that it is trained on.
-        steps: Of its training, where operations limit it; else None.
+        steps: Training steps, if a number of operations limits them; else None.
     """
 
     label: str
@@ -81,12 +81,12 @@ def candidates(
     Args:
         models: As typed.
         shared: Overrides of `train` for all models. Those of `model` apply to the models that have the setting.
-        budget: What their sizes have to match; None for the sizes of the configuration.
+        budget: The budget that their sizes must match; None for the sizes of the configuration.
         config_dirs: Further folders to look for YAML in, absolute.
-        known: Returns the sizes of a label with these words, where an earlier start has found them.
+        known: Returns the sizes that an earlier start found for a label with these words; None if there are none.
 
     Raises:
-        ConfigError: if something is wrong with one of them; it lists every problem.
+        ConfigError: if something is wrong with a model; it lists every problem.
     """
     found: list[Candidate] = []
     errors: dict[str, ValueError] = {}
@@ -94,7 +94,7 @@ def candidates(
     for label, settings in labelled(models).items():
         own = as_words(settings)
         wrong = _check_own(own, budget)
-        if not found and not errors:  # the shared words are the same for each model: reported with the first one
+        if not found and not errors:  # shared words are the same for all models: report them once
             wrong += _check_sizes(shared, budget)
         try:
             require_no_problems(wrong)
@@ -117,13 +117,13 @@ def labelled(models: Models, *, key: str = "models") -> dict[str, dict[str, Any]
     """Return the settings, or the overrides, of each model or task by label.
 
     Args:
-        models: A name or a list of names; in place of a name, or of the list, labels with settings:
+        models: A name or a list of names. Instead of a name, or of the list, there may be labels with settings:
             `{small: {model: v8, model.num_layers: 2}}`, or with overrides: `{small: [model=v8, model.num_layers=2]}`.
             Without `model`, the label is the name.
-        key: Under which they are typed: `models`, or `tasks`, whose names are those of `data`.
+        key: The key of the request: `models`, or `tasks`, whose names are those of `data`.
 
     Raises:
-        ConfigError: if there is none, or two have the same label or directory.
+        ConfigError: if there are no names, or two have the same label or directory.
     """
     entries: Any = models
     if isinstance(models, str | Mapping):
@@ -134,7 +134,7 @@ def labelled(models: Models, *, key: str = "models") -> dict[str, dict[str, Any]
         if isinstance(entry, Mapping):
             labels = entry
         elif isinstance(entry, str):
-            if ":" in entry:  # bash makes several words of {a:1,b:2}
+            if ":" in entry:  # bash splits {a:1,b:2} into several words
                 fix = f"put quotes around settings in braces, as in '{key}={{{entry.partition(':')[0]}: {{...}}}}'"
                 raise ConfigError(Problem(key, text=f"{entry}: is not a name", fix=fix))
             labels = {entry: {}}
@@ -185,7 +185,7 @@ def as_words(settings: Mapping[str, Any] | Sequence[str]) -> list[str]:
 
 
 def check_decided(words: Sequence[str]) -> list[Problem]:
-    """Return problems with words that set what a comparison decides itself."""
+    """Return problems with words that set something that the comparison itself decides."""
     problems = []
     for word in words:
         if key_of(word) in DECIDED:
@@ -212,10 +212,10 @@ def _check_sizes(words: Sequence[str], budget: Budget | None) -> list[Problem]:
 
 
 def _once(errors: Mapping[str, ValueError], num_models: int) -> list[Problem]:
-    """Return the problems of the models: one that all of them have, such as that of the data, once and without a label.
+    """Return the problems of the models; one that all of them have, such as with the data, once and without a label.
 
     Args:
-        errors: By label, of the models that have one.
+        errors: Errors by label, of the models that have one.
         num_models: Number of all models.
     """
     times: Counter[Problem] = Counter()
@@ -237,7 +237,7 @@ def _problems_of(error: ValueError) -> list[Problem]:
 
 
 def about(label: str, error: ValueError) -> list[Problem]:
-    """Return the problems of an error, each with the label of the model that it is about in front."""
+    """Return the problems of an error, each prefixed with the label of its model."""
     problems = []
     for problem in _problems_of(error):
         if problem.key != label:
@@ -278,10 +278,10 @@ def _candidate(
 def _words_of(shared: Sequence[str], own: Sequence[str], config_dirs: Sequence[str]) -> list[str]:
     """Return the words of one model: the shared ones that apply to it, its own, and deletions.
 
-    The deletions take out the settings that a preset has and this model lacks.
+    The deletions remove settings of a preset that this model lacks.
     """
     others = [word for word in shared if not _is_of_model(word)]
-    if "compare" in compose_config(others, config_dirs=config_dirs).config:  # which only this verb reads
+    if "compare" in compose_config(others, config_dirs=config_dirs).config:  # only this verb reads it
         others.append("~compare")
     choice, *own = sorted(own, key=lambda word: key_of(word) != "model")
     kept = set(_paths(compose_config([choice], config_dirs=config_dirs).config["model"]))
@@ -299,10 +299,10 @@ def _words_of(shared: Sequence[str], own: Sequence[str], config_dirs: Sequence[s
 
 
 def accepts(node: Config, path: Sequence[str]) -> bool:
-    """Return whether what a node builds has a setting, such as `mixer`, `decay` of a model whose mixer has a decay.
+    """Return whether the object that a node builds has a setting, such as `mixer`, `decay` if its mixer has a decay.
 
     Args:
-        node: With a `_target_`; without one, or with one that cannot be imported, any setting is accepted.
+        node: A node with a `_target_`. If that is missing or cannot be imported, any setting is accepted.
         path: The names of nodes down to the setting.
     """
     if not path:
@@ -347,10 +347,10 @@ def with_operations(candidate: Candidate, operations: float) -> Candidate:
 
     Args:
         candidate: The model, at its size.
-        operations: Of the matrix products of its whole training.
+        operations: Operations of the matrix products of its whole training.
 
     Raises:
-        ConfigError: if its training is limited otherwise, or the operations do not suffice for a step.
+        ConfigError: if its training has another limit, or the operations do not suffice for a step.
     """
     trainer, data = candidate.config["trainer"], candidate.config["data"]
     for key in ("max_steps", "max_epochs", "max_seconds"):
@@ -393,7 +393,7 @@ def _seconds(config: Config, budget: Budget) -> float:
 
 
 def folder_name(label: str) -> str:
-    """Return a label as the start of a directory name that no shell reads as an option and Windows as a device."""
+    """Return a label as the start of a directory name that is neither an option to a shell nor a device to Windows."""
     name = re.sub(r"[^\w.+-]+", "_", label)
     if len(name.encode()) > LONGEST_NAME:
         digest = hashlib.sha256(label.encode()).hexdigest()[:8]

@@ -1,4 +1,4 @@
-"""Refuse a comparison with a model that sees the tokens that it has to predict, before the first run."""
+"""Refuse, before the first run, a comparison with a model that sees the tokens it has to predict."""
 
 import logging
 from collections.abc import Sequence
@@ -17,13 +17,13 @@ log = logging.getLogger(__name__)
 def require_causal_models(candidates: Sequence[Candidate]) -> None:
     """Build each model at its size and check that it is causal; its runs check it again, on their device.
 
-    With `on_leak=warn` nothing is checked here: the runs record what they find, and the page names it first.
+    With `on_leak=warn`, nothing is checked here: the runs record leaks, and the page names them first.
 
     Args:
         candidates: The models of a comparison.
 
     Raises:
-        ConfigError: if some are not causal; it has each of them.
+        ConfigError: if some are not causal; it lists each of them.
     """
     problems: list[Problem] = []
     sources: dict[str, Source] = {}

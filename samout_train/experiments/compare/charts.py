@@ -1,6 +1,6 @@
 """Draw the charts of a comparison with matplotlib: SVG for the page, and one PNG of four of them for a README.
 
-KINDS lists them with title, note, the function that draws on matplotlib's axes, and a check that there is data for it.
+KINDS lists each with its title, its note, the function that draws it on matplotlib's axes, and a check for its data.
 """
 
 import math
@@ -36,14 +36,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-SHOWN_FROM = 0.15  # of the training: the high losses before it would flatten the rest of the curve
+SHOWN_FROM = 0.15  # of training: higher losses before that would flatten the rest of the curve
 Speeds = Mapping[str, Mapping[int, float]]
 Draw = Callable[["Axes", Comparison, Speeds], None]
 INCHES = (4.5, 3.4)
 STYLE: dict[Any, Any] = {"svg.fonttype": "none", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
-INCHES_OF_ENTRY = 0.1  # that a chart is higher for each further entry
+INCHES_OF_ENTRY = 0.1  # added to the height of a chart for each further entry
 IN_OVERVIEW = 4
-POINTS_OF_LABELS = 160.0  # height of a chart that the labels of its models share
+POINTS_OF_LABELS = 160.0  # height of a chart, which the labels of its models share
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Chart:
     """One chart.
 
     Args:
-        title: Of the figure on the page.
+        title: Title of the figure on the page.
         note: What a reader needs to know to read it.
         svg: The picture.
     """
@@ -62,7 +62,7 @@ class Chart:
 
 
 def charts(comparison: Comparison, speeds: Speeds) -> list[Chart]:
-    """Return the charts that there is data for; none without matplotlib.
+    """Return the charts for which there is data; empty without matplotlib.
 
     Args:
         comparison: Models on the same data.
@@ -74,7 +74,7 @@ def charts(comparison: Comparison, speeds: Speeds) -> list[Chart]:
     for title, note, draw, has_figures in KINDS:
         if has_figures(comparison, speeds):
             found.append(Chart(title, note, _svg(draw, comparison, speeds)))
-        if draw is _state:  # the same of the tasks, beside it
+        if draw is _state:  # followed by the same chart for each task
             for task in comparison.tasks:
                 if _has_answers(task, speeds):
                     name = f"{task.data}: right answers against bytes of state"
@@ -83,7 +83,7 @@ def charts(comparison: Comparison, speeds: Speeds) -> list[Chart]:
 
 
 def overview(comparison: Comparison, speeds: Speeds) -> bytes | None:
-    """Return the first four charts but that of screening side by side, as a PNG; None without matplotlib."""
+    """Return the first four charts, except the screening, together as a PNG; None without matplotlib."""
     if missing_charts() or not comparison.ranked:
         return None
     drawn = []
@@ -111,10 +111,10 @@ def overview(comparison: Comparison, speeds: Speeds) -> bytes | None:
 
 
 def tasks_chart(comparisons: Sequence[Comparison]) -> Chart | None:
-    """Return a heat map of the share of right answers by model and test of a task; None where there are none.
+    """Return a heat map of the share of right answers by model and test of a task; None without right answers.
 
     Args:
-        comparisons: On any data; those on tasks are drawn.
+        comparisons: Comparisons on any data; those on tasks are drawn.
     """
     shares: dict[str, dict[str, float]] = {}
     found: set[str] = set()
@@ -202,7 +202,7 @@ def _screening(axes: "Axes", comparison: Comparison, speeds: Speeds) -> None:
 
 
 def _one_row_each(axes: "Axes", models: Sequence[CandidateResult]) -> None:
-    """Name the rows of a chart whose horizontal axis is the loss, one model a row, the first one on top."""
+    """Name the rows of a chart with the loss on its horizontal axis: one model per row, the first one on top."""
     size = min(9.0, POINTS_OF_LABELS / len(models))
     places = [-place for place in range(len(models))]
     names = [shown(one) + " (not causal)" * (one.leak is not None) for one in models]
@@ -222,7 +222,7 @@ def _curves(
     """Return a function that draws losses against cumulative cost.
 
     Args:
-        of_step: Returns what a step of a model costs; None where it is not known.
+        of_step: Returns the cost of a model's step; None if it is unknown.
         unit_of: Chooses the unit of the axis by its largest value; None for plain numbers such as 150 M.
     """
 
@@ -254,7 +254,7 @@ def _curves(
 
 
 def _first_shown(curve: Sequence[tuple[int, float]]) -> float:
-    """Return the first loss of a curve behind the early steps that would flatten it."""
+    """Return the first loss of a curve after the early steps, which would flatten it."""
     last_step, last_loss = curve[-1]
     for step, loss in curve:
         if step >= SHOWN_FROM * last_step:
@@ -284,7 +284,7 @@ def _flops(one: CandidateResult) -> float | None:
 
 
 def _mean_curve(one: CandidateResult) -> list[tuple[int, float]]:
-    """Return steps and the mean loss over the scored runs, at the steps that all of them have."""
+    """Return the mean loss over the scored runs at each step that all of them have."""
     by_step: dict[int, list[float]] = {}
     for run in one.counted:
         for step, loss in run.curve:
@@ -342,11 +342,11 @@ def _state(axes: "Axes", comparison: Comparison, speeds: Speeds) -> None:
     label_axes(axes, "state after a training row, bytes", "validation loss, nats per token")
     legend = axes.get_legend()
     if legend is not None and len(legend.get_texts()) <= LONGEST_INSIDE:
-        legend.set_frame_on(True)  # because its markers could be read as points of the chart
+        legend.set_frame_on(True)  # otherwise its markers look like points of the chart
 
 
 def accuracy_by_state(comparison: Comparison) -> dict[str, list[tuple[float, float]]]:
-    """Return bytes of state and the share of right answers for the widths of each model, by its label without them."""
+    """Return bytes of state and share of right answers at each width of a model, by its label without the width."""
     lines: dict[str, list[tuple[float, float]]] = {}
     for one in comparison.ranked:
         if place := _place(one):
@@ -367,7 +367,7 @@ def _recall(axes: "Axes", comparison: Comparison, speeds: Speeds) -> None:
 
 
 def _place(one: CandidateResult) -> tuple[float, float] | None:
-    """Return bytes of state and the share of right answers in the first test of a task; None where it is no task."""
+    """Return bytes of state and the share of right answers in the first test of a task; None without a task."""
     size, share = one.figure("state_bytes"), one.accuracy
     if size is None or share is None:
         return None
@@ -439,7 +439,7 @@ def _has_line(points: Callable[[CandidateResult], int]) -> Callable[[Comparison,
 
 
 def _on_curve(of_step: Callable[[CandidateResult], float | None]) -> Callable[[CandidateResult], int]:
-    """Return a function that counts the points of a model's curve; none where the cost of a step is not known."""
+    """Return a function that counts the points of a model's curve: 0 if the cost of a step is unknown."""
 
     def count(one: CandidateResult) -> int:
         if not of_step(one):

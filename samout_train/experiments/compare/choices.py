@@ -1,7 +1,7 @@
-"""Settings that a comparison chooses for each model beside its learning rate, such as dropout and weight decay.
+"""Settings other than the learning rate that a comparison chooses for each model, such as dropout and weight decay.
 
-They are tried one after another at the best learning rate, in the order of the request. The learning rates are tried
-with the first value of each. A model that lacks a setting is trained without it.
+The learning rates are tried first, with the first value of each setting. Then the settings are tried one after another
+at the best learning rate, in the order of the request. A model that lacks a setting is trained without it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,8 +12,8 @@ from samout_train.experiments.compare.candidates import DECIDED, Candidate, Conf
 from samout_train.experiments.compare.matching import TOLERANCE, Budget
 from samout_train.training import check_settings
 
-GROUPS = ("model", "optimizer", "schedule")  # what each model may have its own of
-Choose = Mapping[str, Sequence[Any]]  # values by key, the first one for the runs that try learning rates
+GROUPS = ("model", "optimizer", "schedule")  # groups with settings that each model may choose for itself
+Choose = Mapping[str, Sequence[Any]]  # values by key; runs that try learning rates use the first one
 
 
 def first_settings(choose: Choose, config: Config) -> dict[str, Any]:
@@ -21,7 +21,7 @@ def first_settings(choose: Choose, config: Config) -> dict[str, Any]:
 
     Args:
         choose: The request.
-        config: Of the model.
+        config: Configuration of the model.
     """
     found = {}
     for key, values in choose.items():
@@ -56,7 +56,7 @@ def choices_of(asked: Mapping[str, Any] | None) -> dict[str, list[Any]]:
         asked: As typed: values by dotted key, or below nested keys.
 
     Raises:
-        ConfigError: if a key cannot be chosen, or has not two values or more; it lists every problem.
+        ConfigError: if a key cannot be chosen, or has fewer than two values; it lists every problem.
     """
     found: dict[str, list[Any]] = {}
     problems = []
@@ -83,7 +83,7 @@ def check_choices(choose: Choose, candidates: Sequence[Candidate], budget: Budge
     Args:
         choose: The request.
         candidates: The models.
-        budget: That a choice must not change; None for none.
+        budget: The budget that a choice must not change; None for no budget.
     """
     found = []
     for key, values in choose.items():

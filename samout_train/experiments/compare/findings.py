@@ -12,9 +12,9 @@ from samout_train.experiments.compare.scaling import steepest
 from samout_train.experiments.compare.screening import Screening, screening_caveat
 
 FEW_SEEDS = 3
-MORE_SEEDS = 4  # times as many, to show what they would resolve
+MORE_SEEDS = 4  # times as many seeds, to show what they would resolve
 MOST_NAMED = 6  # differing settings in one sentence
-# The settings of a compared run that decide which tokens it sees and in which arithmetic it is trained.
+# The settings that decide which tokens a compared run sees, and in which arithmetic it is trained.
 ALIKE = ("data", "trainer", "precision", "schedule")
 MACHINE = {"device": 12, "processor": 60, "torch": 12, "commit": 12}  # characters that tell values apart
 SMALLEST_SHOWN = 0.001  # nats, with three decimals
@@ -24,11 +24,11 @@ Asked = Mapping[str, Any]
 
 
 def verdict(comparison: Comparison, asked: Asked) -> list[str]:
-    """Return the best model, how far behind it the others are, what the seeds resolve, and if all saw the same tokens.
+    """Return sentences: the best model, how far behind others are, what seeds resolve, and if all saw the same tokens.
 
-    With further sizes, it says whose loss falls fastest, and of each task which models have the most right answers.
-    These are sentences; one seed resolves nothing and has none. Before them stands one for each model that is not
-    causal: it has no rank, whatever its loss.
+    With further sizes, a sentence says whose loss falls fastest; for each task, one says which model has the most right
+    answers. A single seed resolves nothing, so it gets no sentence. The first sentences name the models that are not
+    causal: these have no rank, whatever their loss.
 
     Args:
         comparison: Models on the same data.
@@ -60,7 +60,7 @@ def verdict(comparison: Comparison, asked: Asked) -> list[str]:
 
 
 def nats(value: float) -> str:
-    """Return a loss with three decimals, or in scientific notation where these would show 0."""
+    """Return a loss with three decimals, or in scientific notation if these would show 0."""
     if value == 0 or abs(value) >= SMALLEST_SHOWN:
         return f"{value:.3f}"
     return f"{value:.1e}"
@@ -284,7 +284,7 @@ def _seeds(ran: Sequence[CandidateResult]) -> Iterable[str]:
 
 
 def _unchecked(comparison: Comparison) -> Iterable[str]:
-    """Say which models have runs of before trained models were checked; they may see what they have to predict."""
+    """Yield which models have runs from before trained models were checked; these may see what they have to predict."""
     unknown = [
         one.label
         for one in comparison.results
@@ -336,7 +336,7 @@ def _unlike(ran: Sequence[CandidateResult], operations: float | None) -> Iterabl
 
 
 def _differing(ran: Sequence[CandidateResult]) -> list[str]:
-    """Return the settings other than the model that decide about a training and differ between runs."""
+    """Return the settings, other than the model, that affect training and differ between runs."""
     settings = []
     for one in ran:
         for run in one.counted:

@@ -1,4 +1,4 @@
-"""Tell differences from noise by Student's t: paired differences, and the smallest one that some seeds resolve."""
+"""Tell differences from noise by Student's t: paired differences, and the smallest one that given seeds resolve."""
 
 import math
 import statistics
@@ -16,10 +16,10 @@ class Difference:
     """The mean difference of pairs that differ in one thing, such as the model, and share the rest, such as the seed.
 
     Args:
-        mean: Of the differences.
+        mean: Mean of the differences.
         low: Lower end of its 95 % interval; None for a single pair.
-        high: Upper end.
-        num_pairs: How many pairs there are.
+        high: Upper end of this interval.
+        num_pairs: Number of pairs.
     """
 
     mean: float
@@ -37,10 +37,10 @@ class Difference:
 
 @dataclass(frozen=True)
 class Power:
-    """How small a difference between two models can be and still be told from noise.
+    """The size from which a difference between two models can be told from noise.
 
     Args:
-        num_seeds: That the models have in common, at least 2.
+        num_seeds: Number of seeds that the models have in common, at least 2.
         spread: Standard deviation of the differences seed by seed, pooled over all pairs of models, in nats.
     """
 
@@ -51,10 +51,10 @@ class Power:
     def of(cls, losses_of_models: Iterable[Mapping[int, float]]) -> "Power | None":
         """Return the power of models with these losses by seed.
 
-        Only pairs of models with the same seeds are pooled: those with the seeds that most models have.
+        Only models with exactly the same seeds are pooled: those with the set of seeds that most models have.
 
         Returns:
-            None where no two models have the same two seeds or more, and where all differences are alike.
+            None if no two models have the same two or more seeds, or if each pair differs by the same on every seed.
         """
         by_seeds: dict[tuple[int, ...], list[list[float]]] = {}
         for losses in losses_of_models:
@@ -77,10 +77,10 @@ class Power:
         3, and 81 % with 5 and with 12.
 
         Args:
-            num_seeds: At least 2; None for those that there are.
+            num_seeds: At least 2; None for the number that there are.
         """
         count = num_seeds or self.num_seeds
-        one_sided = 2 * POWER - 1  # the bound that a share of POWER stays below is that of this share on both sides
+        one_sided = 2 * POWER - 1  # a one-sided bound at POWER is the two-sided bound at this share
         quantiles = student_t(CONFIDENCE, count - 1) + student_t(one_sided, count - 1)
         return quantiles * self.spread / math.sqrt(count)
 
@@ -89,7 +89,7 @@ def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> Differe
     """Return the mean of `ours - theirs`, pair by pair, and its interval.
 
     Args:
-        ours: One value a pair.
+        ours: One value of each pair.
         theirs: The other value of each pair, in the same order.
 
     Raises:
@@ -118,8 +118,8 @@ def student_t(confidence: float, degrees: int) -> float:
     """Return the bound that the absolute value of a Student's t variable stays below with this probability.
 
     Args:
-        confidence: From 0 to below 1.
-        degrees: Of freedom, at least 1.
+        confidence: The probability, from 0 to below 1.
+        degrees: Degrees of freedom, at least 1.
     """
     low, high = 0.0, 1.0
     while _within(high, degrees) < confidence:

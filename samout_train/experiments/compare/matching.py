@@ -18,8 +18,8 @@ Node = dict[str, Any]
 TOLERANCE = 0.02
 WIDEST = 2**20
 SMALL_WIDTH = 1024  # below it, a step may be all overhead
-LARGEST_UNIT = 4096  # of a width: heads times the unit that the size of a head is a multiple of
-EVEN_SIZES = (8, 1)  # matrix units need multiples of 8; others where none of those fits
+LARGEST_UNIT = 4096  # of a width: the number of heads times the unit of a head's size
+EVEN_SIZES = (8, 1)  # matrix units need multiples of 8; other sizes only if none of those fits
 FACTORS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12}
 NUMBER = re.compile(r"(\d[\d_]*\.?\d*(?:e[+-]?\d+)?)\s*([a-z]?)")
 WARM_UP_STEPS, BLOCKS, STEPS_IN_A_BLOCK = 2, 4, 3
@@ -60,7 +60,7 @@ class Budget:
 
     @property
     def typed(self) -> str:
-        """Return the text that `of` reads, the same for all ways to write it."""
+        """Return the text that `of` reads, in one form however the budget was typed."""
         return f"{self.kind}:{self.amount:.10g}"
 
     def __str__(self) -> str:
@@ -84,13 +84,13 @@ def matched(label: str, node: Node, budget: Budget, cost_of: Callable[[Node], fl
     """Return the sizes at which a model meets the budget within 2 %.
 
     Args:
-        label: Of the model, for messages.
+        label: Label of the model, for messages.
         node: The `model` of a configuration.
-        budget: To meet.
+        budget: The budget to meet.
         cost_of: Returns the cost of a node in the unit of the budget; must grow with the sizes.
 
     Raises:
-        ConfigError: if no width meets it, nor a feed-forward's; the message names the nearest sizes.
+        ConfigError: if no width of the model or its feed-forward meets it; the message names the nearest sizes.
     """
     if "hidden_size" not in node:
         text = f"has no hidden_size, so no size of it can be found for match={budget}"
@@ -102,7 +102,7 @@ def matched(label: str, node: Node, budget: Budget, cost_of: Callable[[Node], fl
     nearest = sorted(tried, key=lambda sizes: _distance(sizes, budget))
     if _fits(nearest[0], budget):
         return nearest[0]
-    if node.get("ffn_size", 0) is None:  # else it is set, or the model has none
+    if node.get("ffn_size", 0) is None:  # otherwise it is set, or the model has no feed-forward
         for even in EVEN_SIZES:
             for width in nearest:
                 found = _around(partial(_with_feed_forward, width), even, node, budget, cost_of)
@@ -134,7 +134,7 @@ def model_cost(kind: Kind, node: Node, *, vocab_size: int, pad_id: int | None, s
         kind: Any but `seconds`.
         node: The `model` of a configuration.
         vocab_size: Number of token ids.
-        pad_id: Id of the padding; None for none.
+        pad_id: Id of the padding; None for no padding.
         seq_len: Targets of a training row.
     """
     with torch.device("meta"):

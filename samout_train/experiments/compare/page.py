@@ -1,4 +1,4 @@
-"""Write a comparison as one page that loads nothing: HTML by jinja2, and Markdown for a README.
+"""Write a comparison as one self-contained page: HTML by jinja2, and Markdown for a README.
 
 `make_runs` makes the missing runs, `finish` measures the missing speeds; `finish` and `show` write the page.
 """
@@ -41,7 +41,7 @@ def make_runs(plan: Plan, at_once: int) -> dict[str, Outcome]:
     """Make the missing runs of a comparison.
 
     Args:
-        plan: Of the comparison; its record lies in its directory.
+        plan: Plan of the comparison, whose record is in its directory.
         at_once: Runs at a time.
 
     Returns:
@@ -65,7 +65,7 @@ def make_runs(plan: Plan, at_once: int) -> dict[str, Outcome]:
 def finish(plan: Plan) -> None:
     """Write the page of a comparison, and write it again once the speeds are measured.
 
-    Of several programs that share the comparison, one does.
+    If several programs share the comparison, only one of them does this.
     """
     release = reserve(plan.folder)
     if release is None:
@@ -97,7 +97,7 @@ def show(paths: Sequence[str], command: str, folder: Path, *, is_new: bool = Fal
         paths: Run directories, or folders of them.
         command: The command that makes this page.
         folder: Where the page goes.
-        is_new: Whether the folder must not exist yet; then a free name is taken.
+        is_new: Whether to make a new folder, whose name gets a number if it is taken.
 
     Raises:
         ConfigError: if there is no run at a path, or the folder holds a comparison of other runs.
@@ -126,7 +126,7 @@ def show(paths: Sequence[str], command: str, folder: Path, *, is_new: bool = Fal
 
 
 def _not_yet_run(asked: Record, folder: Path) -> list[Path]:
-    """Return the directories of the short runs of a screening that are recorded, and not there yet."""
+    """Return the directories of a screening's short runs that are recorded but do not exist yet."""
     found = []
     for name, entry in asked.get("runs", {}).items():
         if entry.get("screening") and not (folder / name).exists():
@@ -138,7 +138,7 @@ def _run_dirs(paths: Sequence[str]) -> list[Path]:
     """Return the run directories at or below some paths, each once.
 
     Raises:
-        ConfigError: if there is none at one of them.
+        ConfigError: if one of the paths holds no run.
     """
     fix = "give run directories, or a folder of them"
     for path in paths:
@@ -160,7 +160,7 @@ def write_page(comparisons: Sequence[Comparison], record: Record, speeds: Speeds
         comparisons: One for each data source.
         record: The request as far as it is known: `command`, `match`, `machine`.
         speeds: Tokens per second by label and length.
-        folder: Where they go.
+        folder: Folder of these files.
 
     Returns:
         The paths of the files, the page first.
@@ -188,7 +188,7 @@ def write_page(comparisons: Sequence[Comparison], record: Record, speeds: Speeds
 
 
 def html(comparisons: Sequence[Comparison], record: Record, speeds: Speeds) -> str:
-    """Return the page; everything that it shows is in it."""
+    """Return the page, which contains everything that it shows."""
     rows: list[dict[str, Any]] = []
     parts = []
     colours: dict[str, str] = {}
@@ -246,7 +246,7 @@ def markdown(comparisons: Sequence[Comparison], record: Record, speeds: Speeds, 
         comparisons: One for each data source.
         record: The request.
         speeds: Tokens per second by label and length.
-        pictures: By data, the file beside it that shows the charts.
+        pictures: Names of the files with the charts, in the same folder, by data.
     """
     lines = [f"## {_title(comparisons)}", "", _subtitle(comparisons, record), ""]
     for comparison in comparisons:
@@ -298,7 +298,7 @@ def _show(comparisons: Sequence[Comparison], record: dict[str, Any], speeds: dic
 
 
 def _with_beside(comparisons: Sequence[Comparison]) -> list[Comparison]:
-    """Return comparisons, and after them those at other sizes and on tasks, each once."""
+    """Return comparisons, followed by those at other sizes and on tasks, each once."""
     every = list(comparisons)
     for comparison in comparisons:
         every += [one for one in comparison.beside if all(one is not other for other in every)]
@@ -306,7 +306,7 @@ def _with_beside(comparisons: Sequence[Comparison]) -> list[Comparison]:
 
 
 def _record_of(comparison: Comparison, record: Record) -> Record:
-    """Return the request as it holds for a comparison beside others: its budget, and all its models trained in full."""
+    """Return the request for a comparison; a task or further size has its own budget, and trains all models in full."""
     if comparison.budget is None and not any(run.task for run in comparison.runs):
         return record
     screening = record.get("screening")
@@ -348,7 +348,7 @@ def _count(runs: int) -> str:
 
 
 def _asked(comparisons: Sequence[Comparison], record: Record) -> str:
-    """Return learning rates and seeds as the runs have them, and the runs at a time as recorded."""
+    """Return a sentence with the learning rates and seeds of the runs, and the recorded number of runs at a time."""
     rates: set[float] = set()
     scored: set[int] = set()
     choosing: set[int] = set()

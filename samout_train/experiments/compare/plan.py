@@ -1,10 +1,10 @@
-"""The runs of a comparison: which there are, where each lies, and the record of it in the directory.
+"""The runs of a comparison: which runs there are, where each lies, and the record of them in the directory.
 
-Each model is tried with each learning rate on one seed, and then trained with its best rate on the seeds after it,
-which are scored. With a screening, the first runs are short, and only some of the models are trained in full. The best
-of the scored models, the leaders, may get further seeds. Which runs come next follows from the losses of those before;
-`stages` goes through them. Beside the text, the models that are trained in full may be trained on tasks, and at further
-sizes: each of these is a plan of its own in the same directory, at the same learning rates and seeds.
+Each model is tried with each learning rate on one seed. It is then trained with its best rate on the seeds after that
+one, and these runs are scored. With a screening, the first runs are short, and only some of the models are trained in
+full. The best of the scored models, the leaders, may get further seeds. The losses of earlier runs decide which runs
+come next; `stages` goes through them. Models that are trained in full may also be trained on tasks, and at further
+sizes. Each task or size is a plan of its own in the same directory, with the same learning rates and seeds.
 """
 
 import math
@@ -26,11 +26,11 @@ from samout_train.experiments.jobs import Job, outcome
 from samout_train.runtime import place_problem, write_figures
 from samout_train.training import source_from
 
-# The settings of an existing run that must be as asked for.
+# The settings of an existing run that must equal the requested ones.
 DECISIVE_KEYS = ("seed", "precision", "model", "data", "optimizer", "schedule", "trainer", "callbacks")
 
 
-Losses = Mapping[str, float | None]  # of the runs that are over, by name; None where a run has no loss
+Losses = Mapping[str, float | None]  # of the runs that have ended, by name; None if a run has no loss
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ class Stage:
     """Runs of a comparison that can be made in any order.
 
     Args:
-        entries: By the names of their directories.
+        entries: The runs by the names of their directories.
         left: The largest possible number of scored runs in later stages.
-        note: A line for the console: what was chosen before.
+        note: A line for the console on what was chosen before.
         record: The same for the record of the comparison.
     """
 
@@ -61,15 +61,15 @@ class Plan:
         seed: The seed on which the best rate is chosen; the seeds after it are scored.
         num_seeds: Number of scored seeds.
         flags: The flags that the command line of each run begins with.
-        screening: How models are screened; None where all are trained in full.
-        extend: The most learning rates beyond each edge of `rates` that a model whose best rate is the last one there
-            is tried with. A grid of fewer than three rates is never extended.
-        leaders: Number of models with the lowest mean loss on these seeds that are scored on further ones.
+        screening: How models are screened; None if all are trained in full.
+        extend: The most learning rates to try beyond each edge of `rates`, for a model whose best rate is at that edge.
+            A grid of fewer than three rates is never extended.
+        leaders: Number of models with the lowest mean loss on these seeds; they are scored on further seeds.
         leader_seeds: Number of further seeds.
         choose: Values of settings that are tried at the best rate, by dotted key.
-        beside: Plans for the same models on a task, or at another size. They have none themselves.
-        task: Whether this is one on a task; its candidates have the name of the task as data.
-        budget: Of one at another size, as typed; None for others.
+        beside: Plans for the same models on tasks, or at other sizes. These have no such plans themselves.
+        task: Whether this is the plan of a task; the data of its candidates is then the name of the task.
+        budget: The budget, as typed, if this is the plan of another size; else None.
     """
 
     folder: Path
@@ -88,12 +88,12 @@ class Plan:
     budget: str | None = None
 
     def trials(self, losses: Losses) -> dict[str, Entry]:
-        """Return the runs that the best rates are chosen by, as far as these losses decide which there are.
+        """Return the runs by which the best rates are chosen, as far as these losses determine them.
 
-        There are more once all of these are over, until `losses` has each of them.
+        More runs may follow once these have ended. The list is complete when `losses` has all of its runs.
 
         Args:
-            losses: Of the runs that are over.
+            losses: Losses of the runs that have ended.
         """
         found: dict[str, Entry] = {}
         if self._chooses():
@@ -106,7 +106,7 @@ class Plan:
         """Return the run with the lowest loss of each model by label; models without a loss are left out.
 
         Args:
-            losses: Of all runs that rates are chosen by.
+            losses: Losses of all runs by which rates are chosen.
         """
         best: dict[str, Entry] = {}
         for one in self.candidates:
@@ -121,7 +121,7 @@ class Plan:
         """Return the scored runs of the models that have a best run.
 
         Args:
-            best: By label.
+            best: The best runs by label.
         """
         found = {}
         for one in self.candidates:
@@ -136,7 +136,7 @@ class Plan:
 
         Args:
             scored: The scored runs.
-            losses: Of these runs; a model that lacks one of them cannot lead.
+            losses: Losses of these runs; a model that lacks one of them cannot lead.
             not_causal: Labels of models that see what they have to predict, which cannot lead.
         """
         by_label: dict[str, list[float | None]] = {}
@@ -150,10 +150,10 @@ class Plan:
         return sorted(means, key=lambda label: means[label])[: self.leaders]
 
     def further(self, best: Mapping[str, Entry], leading: Sequence[str]) -> dict[str, Entry]:
-        """Return the runs of the leaders with the seeds that they alone are scored on.
+        """Return the runs of the leaders on the seeds on which only leaders are scored.
 
         Args:
-            best: By label.
+            best: The best runs by label.
             leading: Labels of the leaders.
         """
         found = {}
@@ -174,7 +174,7 @@ class Plan:
                 changed += f"{key}={value}-"
         if changed:
             changed = folder_name(changed)
-        where = ""  # no label of a model or task becomes a name with these signs
+        where = ""  # folder names of models and tasks never contain these signs
         if entry.task:
             where = f"@{folder_name(entry.data)}"
         elif entry.budget is not None:
@@ -182,7 +182,7 @@ class Plan:
         return f"{folder_name(entry.label)}{where}-lr{entry.rate!r}-{changed}{stage}seed{entry.seed}"
 
     def job(self, entry: Entry) -> Job:
-        """Return the job that makes a run, of this plan or one beside it."""
+        """Return the job that makes a run of this plan, or of one in `beside`."""
         for plan in self.beside:
             if plan._has(entry):
                 return plan.job(entry)
@@ -200,7 +200,7 @@ class Plan:
         return self._most_models() * self.num_seeds
 
     def most_further(self) -> int:
-        """Return the largest possible number of runs with the further seeds of the leaders."""
+        """Return the largest possible number of the leaders' runs on further seeds."""
         return min(self._most_models(), self.leaders) * self.leader_seeds
 
     def _most_models(self) -> int:
@@ -271,7 +271,7 @@ class Plan:
         return self.extend > 0 and len(self.rates) >= FEWEST_FOR_AN_EDGE
 
     def check(self) -> list[Problem]:
-        """Return why the directory cannot be taken, and the runs in it that differ from those asked for.
+        """Return why the directory cannot be used, and how the runs in it differ from the requested ones.
 
         Nothing is written.
         """
@@ -314,7 +314,7 @@ class Plan:
         return list(dict.fromkeys(problems)) or other_data[:1]
 
     def write(self, asked: Mapping[str, Any]) -> None:
-        """Write the record of the comparison into its directory; what an earlier start recorded is kept.
+        """Write the record of the comparison into its directory; sizes and runs of an earlier start are kept.
 
         Args:
             asked: The request, and what else the page should show.
@@ -343,7 +343,7 @@ class Plan:
         """Add runs to the record of the comparison, before they are made.
 
         Args:
-            entries: By name.
+            entries: The runs by name.
             further: More for the record, such as the result of the screening.
         """
         record = read_record(self.folder)
@@ -365,7 +365,7 @@ class Plan:
         return found
 
     def _has(self, entry: Entry) -> bool:
-        """Return whether a run is one on the task of this plan, or one at its size."""
+        """Return whether a run belongs to this plan: to its task, or to its size."""
         if self.task:
             return entry.task and any(one.data == entry.data for one in self.candidates)
         return not entry.task and entry.budget == self.budget
@@ -397,7 +397,7 @@ class Plan:
         return problems
 
     def _trials_of(self, one: Candidate, losses: Losses) -> list[Entry]:
-        """Return the runs by which something is chosen for a model, up to the first ones that others depend on."""
+        """Return the runs by which a model's rate and settings are chosen, as far as these losses determine them."""
         tried = [self._first(one, rate) for rate in self.rates]
         while self._are_over(tried, losses):
             by_rate = {entry.rate: losses[self.name(entry)] for entry in tried}
@@ -417,7 +417,7 @@ class Plan:
         return all(self.name(entry) in losses for entry in tried)
 
     def _lowest(self, tried: Iterable[Entry], losses: Losses) -> Entry | None:
-        """Return the run with the lowest loss, of equal ones that with the smallest rate, and then the first one."""
+        """Return the run with the lowest loss; ties go to the smallest rate, and then to the first run."""
         best, lowest = None, math.inf
         for entry in sorted(tried, key=lambda entry: entry.rate):
             loss = losses.get(self.name(entry))
@@ -455,12 +455,12 @@ class Plan:
 
 
 def rate_beyond(by_rate: Mapping[float, float | None], grid: Sequence[float], most: int) -> float | None:
-    """Return the learning rate to try next where the best one is at the edge of those tried, else None.
+    """Return the learning rate to try next if the best one is at the edge of those tried; else None.
 
     Args:
         by_rate: The loss with each rate tried.
-        grid: The rates of the request, ascending; their ratio at that edge is kept. None follows fewer than three.
-        most: Number of rates tried beyond that edge of the grid after which it stays.
+        grid: The requested rates, ascending. The next rate keeps their ratio at that edge. Fewer than three have none.
+        most: The most rates to try beyond that edge of the grid.
     """
     tried = sorted(by_rate)
     best = best_rate({rate: by_rate[rate] for rate in tried})
@@ -474,11 +474,11 @@ def rate_beyond(by_rate: Mapping[float, float | None], grid: Sequence[float], mo
 
 
 def stages(plan: Plan) -> Iterator[Stage]:
-    """Yield the stages of a comparison, each as the runs of those before turned out.
+    """Yield the stages of a comparison; each depends on the losses of the stages before it.
 
-    The caller makes the runs of a stage before it takes the next one; a run that is missing has no loss. The same
-    losses give the same stages, so that an interrupted comparison resumes with the same runs. Tasks and further sizes
-    come last, side by side, with the models that were trained in full.
+    The caller makes the runs of a stage before it takes the next stage; a missing run has no loss. The same losses give
+    the same stages, so that an interrupted comparison resumes with the same runs. Tasks and further sizes come last,
+    side by side, with the models that were trained in full.
     """
     later = sum(len(one.trials({})) + one.most_counting() for one in plan.beside)
     in_full: set[str] = set()
@@ -500,7 +500,7 @@ def stages(plan: Plan) -> Iterator[Stage]:
 
 
 def _stages_of(plan: Plan) -> Iterator[Stage]:
-    """Yield the stages of a plan alone."""
+    """Yield the stages of a plan, without those in `beside`."""
     losses: dict[str, float | None] = {}
     left = plan.most_counting() + plan.most_further()
     trials = plan.trials({})
@@ -546,7 +546,7 @@ def screened(losses: Mapping[str, Mapping[float, float | None]], chosen: Sequenc
     """Return the result of the screening for the record of a comparison.
 
     Args:
-        losses: Of the short runs, by label and rate.
+        losses: Losses of the short runs, by label and rate.
         chosen: Labels of the models that are trained in full.
     """
     found = {}

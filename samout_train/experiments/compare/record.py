@@ -16,17 +16,17 @@ class Entry:
     """The identity of a run of a comparison.
 
     Args:
-        label: Of its model.
+        label: Label of its model.
         data: The name of the data that it is trained on.
         rate: Its learning rate.
         seed: Its seed.
-        counts: Whether it is scored; else something is chosen by it.
+        counts: Whether it is scored; otherwise a rate or a setting is chosen by it.
         screening: Whether it is a short run of a screening.
-        leader: Whether its seed is one that the leaders alone are scored on.
-        settings: What is chosen beside the rate, by dotted key.
-        tries: The key of these that the run tries; None for a run that tries its rate, and for a scored one.
-        task: Whether it is trained on a task, beside the text of the comparison.
-        budget: Of a run beside the comparison's own size, such as `parameters:200000`; None for that size.
+        leader: Whether its seed is one on which only leaders are scored.
+        settings: The chosen settings other than the rate, by dotted key.
+        tries: Key of the setting that the run tries; None if it tries its rate, or is scored.
+        task: Whether it is trained on a task that goes with the text of the comparison.
+        budget: Budget of a run at a further size, such as `parameters:200000`; None at the comparison's own size.
     """
 
     label: str
@@ -43,12 +43,12 @@ class Entry:
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """Return the record of a comparison; empty where there is none."""
+    """Return the record of a comparison; empty if there is none."""
     return read_figures(folder / RECORD)
 
 
 def entry_of(run_dir: Path) -> Entry | None:
-    """Return the entry of a run in the comparison that it lies in; None outside of a comparison."""
+    """Return the entry of a run in the record of its comparison; None outside of a comparison."""
     try:
         return Entry(**read_record(run_dir.parent)["runs"][run_dir.name])
     except (LookupError, TypeError):
@@ -56,7 +56,7 @@ def entry_of(run_dir: Path) -> Entry | None:
 
 
 def label_at(label: str, budget: str | None) -> str:
-    """Return the name under which the record has the sizes of a model at a budget beside the comparison's own."""
+    """Return the name under which the record has a model's sizes; the budget is None at the comparison's own size."""
     if budget is None:
         return label
     return f"{label} @{budget}"
@@ -65,14 +65,14 @@ def label_at(label: str, budget: str | None) -> str:
 def known_sizes(
     folder: Path, match: str | None, label: str, words: Sequence[str], *, is_beside: bool = False
 ) -> Sizes | None:
-    """Return the sizes that a comparison has found for the same model and budget; None if it has not.
+    """Return the sizes that a comparison has found for the same model and budget; None if it has found none.
 
     Args:
-        folder: Of the comparison.
+        folder: Directory of the comparison.
         match: The budget, as typed.
-        label: Of the model.
-        words: Those of the model, without its sizes.
-        is_beside: Whether the budget is one beside the comparison's own.
+        label: Label of the model.
+        words: Words of the model, without its sizes.
+        is_beside: Whether the budget is that of a further size.
     """
     try:
         name = label

@@ -18,8 +18,8 @@ class CandidateResult:
     """The runs of one model.
 
     Args:
-        label: What it is called.
-        runs: All of them.
+        label: Label of the model.
+        runs: All its runs.
     """
 
     label: str
@@ -27,9 +27,10 @@ class CandidateResult:
 
     @cached_property
     def choosing_seed(self) -> int | None:
-        """Return the seed that learning rates are chosen on; None where the runs do not show one.
+        """Return the seed on which learning rates are chosen; None if the runs do not show it.
 
-        A comparison records it. Without a record it is the seed that most rates were tried with, the lowest of several.
+        A comparison records it. Without a record, it is the seed on which the most rates were tried, or the lowest such
+        seed.
         """
         recorded = []
         rates: dict[int, set[float]] = {}
@@ -48,7 +49,7 @@ class CandidateResult:
 
     @cached_property
     def rates(self) -> dict[float, Run]:
-        """Return the runs that a rate is chosen by, by rate; without a seed for choosing, one run of each rate."""
+        """Return by rate the runs that the best rate is chosen from; without a choosing seed, one run of each rate."""
         by_rate: dict[float, Run] = {}
         for run in self.runs:
             is_tried = self.choosing_seed is None or run.seed == self.choosing_seed
@@ -60,7 +61,7 @@ class CandidateResult:
     def best_rate(self) -> float | None:
         """Return the rate with the lowest loss; None if no run has a loss.
 
-        A single rate needs no loss on the choosing seed: it is the best one, because another seed may have finished.
+        A single rate is the best one even without a loss on the choosing seed, since another seed may have finished.
         """
         losses = {}
         for rate, run in self.rates.items():
@@ -72,22 +73,22 @@ class CandidateResult:
 
     @cached_property
     def best_settings(self) -> Mapping[str, Any]:
-        """Return what was chosen beside the rate, by dotted key: that of the run with the lowest loss."""
+        """Return the chosen settings other than the rate, by dotted key: those of the run with the lowest loss."""
         tried: list[Run] = []
         for run in self.runs:
             if run.rate == self.best_rate and run.counts is False and run.loss is not None:
                 tried.append(run)
-        tried.sort(key=lambda run: run.tries is not None)  # of equal losses that of the rate, then the first one tried
+        tried.sort(key=lambda run: run.tries is not None)  # ties go to the run that tries the rate, then the first
         if tried:
             return min(tried, key=lambda run: run.loss or 0.0).settings
         return next((run.settings for run in self.runs if run.counts), {})
 
     @cached_property
     def counted(self) -> list[Run]:
-        """Return the runs that are scored and have a loss, by seed.
+        """Return the scored runs that have a loss, sorted by seed.
 
-        In a comparison these are the runs with the best rate on the scored seeds. Elsewhere they are the runs with the
-        best rate, without the run that chose it unless there is no other.
+        In a comparison, these are the runs with the best rate on the scored seeds. Elsewhere, they are the runs with
+        the best rate; the run by which it was chosen counts only if there is no other.
         """
         is_comparison = any(run.counts is not None for run in self.runs)
         scored, chose = [], []
@@ -110,7 +111,7 @@ class CandidateResult:
         for rate, run in self.rates.items():
             if run.screening:
                 losses[rate] = run.loss
-        for run in self.runs:  # what was chosen at the best rate may have a lower loss than the rate alone
+        for run in self.runs:  # a run that tries another setting at the best rate may have a lower loss
             if run.tries is not None and run.screening and run.loss is not None and run.rate in losses:
                 losses[run.rate] = min(run.loss, losses[run.rate] or math.inf)
         return losses
@@ -122,19 +123,19 @@ class CandidateResult:
 
     @property
     def chosen_and_counted(self) -> bool:
-        """Return whether the run that chose the rate is scored itself, which biases the result."""
+        """Return whether the run by which the rate was chosen is also scored, which biases the result."""
         return len(self.rates) > 1 and any(run.seed == self.choosing_seed for run in self.counted)
 
     @property
     def edge(self) -> str | None:
-        """Return `largest` or `smallest` where the best of several rates is that one, else None."""
+        """Return `largest` or `smallest` if the best of several rates is that one; else None."""
         if len(self.rates) < 2 or self.best_rate is None:
             return None
         return {max(self.rates): "largest", min(self.rates): "smallest"}.get(self.best_rate)
 
     @property
     def settings_at_edge(self) -> dict[str, str]:
-        """Return which chosen settings are the `largest` or the `smallest` number tried; a 0 ends its range."""
+        """Return which chosen settings are the `largest` or `smallest` number tried, except 0, where ranges end."""
         found = {}
         for key, value in self.best_settings.items():
             tried = {run.settings[key] for run in self.runs if key in run.settings}
@@ -146,17 +147,17 @@ class CandidateResult:
 
     @property
     def leads(self) -> bool:
-        """Return whether the model is a leader: one that was scored on further seeds, on which nothing was chosen."""
+        """Return whether the model is a leader, which is scored on further seeds on which nothing was chosen."""
         return any(run.leader for run in self.counted)
 
     @property
     def losses(self) -> dict[int, float]:
-        """Return the losses of the scored runs by seed, in nats; of a leader those on its further seeds alone."""
+        """Return the losses of the scored runs by seed, in nats; for a leader, only those on its further seeds."""
         return self._losses(self.leads)
 
     @property
     def first_losses(self) -> dict[int, float]:
-        """Return the losses by seed on the seeds that all models are scored on, by which the leaders were chosen."""
+        """Return the losses, by seed, on the seeds on which all models are scored; leaders were chosen by these."""
         return self._losses(of_leader=False)
 
     def _losses(self, of_leader: bool) -> dict[int, float]:
@@ -168,20 +169,20 @@ class CandidateResult:
 
     @property
     def mean(self) -> float | None:
-        """Return the mean of these losses; None without one."""
+        """Return the mean of `losses`; None without losses."""
         if not self.losses:
             return None
         return statistics.fmean(self.losses.values())
 
     @property
     def spread(self) -> float | None:
-        """Return their sample standard deviation; None for fewer than two."""
+        """Return the sample standard deviation of `losses`; None for fewer than two."""
         if len(self.losses) < 2:
             return None
         return statistics.stdev(self.losses.values())
 
     def figure(self, key: str) -> float | None:
-        """Return the mean of a figure of `summary.json` over the scored runs; None where one of them lacks it."""
+        """Return the mean of a figure of `summary.json` over the scored runs; None if one of them lacks it."""
         numbers = []
         for run in self.counted:
             if run.summary is None:
@@ -239,7 +240,7 @@ class CandidateResult:
 
     @property
     def leak(self) -> Mapping[str, Any] | None:
-        """Return where the model sees the tokens that it has to predict, as its runs recorded it; None for none."""
+        """Return where the model sees the tokens that it has to predict; None if its runs recorded no leak."""
         for run in self.runs:
             found = (run.summary or {}).get("leak")
             if isinstance(found, Mapping):
@@ -257,14 +258,14 @@ class Comparison:
     """Models on the same data.
 
     Args:
-        data: Its name.
-        results: By mean loss, the lowest first: on the seeds that all models have, or on a model's own seeds where
-            there are none. Leaders come first, by their further seeds; models without a loss come late, and last those
-            that are not causal.
-        labels: Of the models on any data that are shown together, sorted. The colour of a model follows from its place
-            here, so that it is the same on all data; empty to take the labels of `results`.
-        tasks: Beside a text, the comparisons of the same models on tasks.
-        sizes: Beside a text, those of the same models on it at other sizes.
+        data: Name of the data.
+        results: Sorted by mean loss, the lowest first: on the seeds that all models have or, without such seeds, on a
+            model's own. Leaders come first, sorted by their further seeds. Models without a loss come late, and models
+            that are not causal last.
+        labels: Sorted labels of all models that are shown together, on any data. They decide the colour of each model,
+            which is therefore the same on all data. Empty to take the labels of `results`.
+        tasks: For a text: the comparisons of the same models on tasks.
+        sizes: For a text: the comparisons of the same models on it at other sizes.
     """
 
     data: str
@@ -290,24 +291,24 @@ class Comparison:
 
     @property
     def is_task(self) -> bool:
-        """Return whether its models are trained on a task: one beside a text, or data with right answers."""
+        """Return whether its models are trained on a task: one that goes with a text, or data with right answers."""
         return any(run.task for run in self.runs) or any(one.shares for one in self.results)
 
     @property
     def budget(self) -> str | None:
-        """Return the budget of the models where it is one beside that of a comparison."""
+        """Return the budget of a further size; None at the comparison's own size."""
         return next((run.budget for run in self.runs), None)
 
     @property
     def name(self) -> str:
-        """Return the name of the data, with the budget where it is one beside that of a comparison."""
+        """Return the name of the data, with the budget of a further size."""
         if self.budget is None:
             return self.data
         return f"{self.data} at {Budget.of(self.budget)}"
 
     @property
     def beside(self) -> list["Comparison"]:
-        """Return the comparisons beside it: at other sizes, and on tasks."""
+        """Return the comparisons that go with it: at other sizes, and on tasks."""
         return [*self.sizes, *self.tasks]
 
     @property
@@ -339,9 +340,9 @@ class Comparison:
 
     @property
     def fronts(self) -> dict[str, dict[str, tuple[float, float]]]:
-        """Return the models on the Pareto fronts over bytes of state: of the loss, and of a task's accuracy.
+        """Return the models on the Pareto fronts over bytes of state: for the loss, and for a task's accuracy.
 
-        Of each model by its label the bytes and the figure, the smallest state first. There is no front of one model.
+        Each front maps a model's label to its bytes and figure, the smallest state first. One model has no front.
         """
         losses, accuracies = {}, {}
         for one in self.ranked:
@@ -359,12 +360,12 @@ class Comparison:
 
     @property
     def power(self) -> "Power | None":
-        """Return what the seeds that all models are scored on can resolve; None without two models and two seeds."""
+        """Return what the seeds on which all models are scored resolve; None without two models and two seeds."""
         return Power.of(one.first_losses for one in self.ranked)
 
     @property
     def power_of_leaders(self) -> "Power | None":
-        """Return what the further seeds of the leaders can resolve; None without two leaders and two such seeds."""
+        """Return what the further seeds of the leaders resolve; None without two leaders and two such seeds."""
         return Power.of(one.losses for one in self.ranked if one.leads)
 
     @property
@@ -376,7 +377,7 @@ class Comparison:
 def comparisons_of(runs: Sequence[Run]) -> list[Comparison]:
     """Return one comparison for each data source of the runs, sorted by name.
 
-    Where some are on text, those on tasks and at further sizes are beside these.
+    If some are on text, comparisons on tasks and at further sizes become part of these.
     """
     groups: dict[tuple[float, bool, str], list[Run]] = {}
     for run in runs:
@@ -399,7 +400,7 @@ def comparisons_of(runs: Sequence[Run]) -> list[Comparison]:
         tasks = [*tasks, *(one for one in own if one.is_task)]
     else:
         texts = own
-    if not texts:  # only these runs are shown
+    if not texts:  # all runs are on tasks or at further sizes
         return [*further, *tasks]
     found = []
     for text in texts:
@@ -412,13 +413,13 @@ Contestant, Contest, contests_of = CandidateResult, Comparison, comparisons_of
 
 
 def front(places: Mapping[str, tuple[float, float]]) -> list[str]:
-    """Return what is on the Pareto front: no other one is at least as low in both figures and lower in one.
+    """Return the names on the Pareto front: no other is at least as low in both figures and lower in one.
 
     Args:
-        places: By name, two figures of which the lower is better.
+        places: Two figures by name; lower is better.
 
     Returns:
-        The names, by the first figure.
+        The names, sorted by the first figure.
     """
     found: list[str] = []
     for name in sorted(places, key=places.__getitem__):
@@ -430,7 +431,7 @@ def front(places: Mapping[str, tuple[float, float]]) -> list[str]:
 def difference(one: CandidateResult, other: CandidateResult) -> Difference | None:
     """Return the difference of their losses, `one - other`, on the seeds that both have; None without such a seed.
 
-    Two leaders are compared on their further seeds alone, because they were chosen on the others.
+    Two leaders are compared only on their further seeds, because they were chosen on the others.
     """
     ours_by_seed, theirs_by_seed = one.first_losses, other.first_losses
     if one.leads and other.leads:

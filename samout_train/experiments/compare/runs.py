@@ -13,7 +13,7 @@ from samout_train.experiments.jobs import OUTPUT, Outcome, curve_of, outcome
 from samout_train.runtime import finite_or_null
 
 Summary = Mapping[str, Any]
-SETTINGS = ("model", "optimizer", "schedule", "data", "trainer", "precision")  # runs with others have another label
+SETTINGS = ("model", "optimizer", "schedule", "data", "trainer", "precision")  # runs that differ get different labels
 
 DIGEST = "data.sha256"
 
@@ -23,19 +23,19 @@ class Run:
     """One training.
 
     Args:
-        label: Of its model in the comparison.
+        label: Label of its model in the comparison.
         data: The name of the data that it was trained on.
         run_dir: Its directory.
-        rate: Its learning rate; None where it is unknown.
-        seed: Its seed; None where it is unknown.
-        counts: Whether it is scored, or a rate is chosen by it; None for a run outside of a comparison.
+        rate: Its learning rate; None if unknown.
+        seed: Its seed; None if unknown.
+        counts: True if it is scored, false if a rate or setting is chosen by it; None outside of a comparison.
         screening: Whether it is a short run of a screening.
-        leader: Whether its seed is one that the leaders alone are scored on.
-        settings: What the comparison chooses beside the rate, by dotted key.
-        tries: The key of these that the run tries; None for others.
-        task: Whether it is trained on a task, beside the text of its comparison.
-        budget: Of a run beside its comparison's own size; None for others.
-        config: As it was composed; empty where the run left none.
+        leader: Whether its seed is one on which only leaders are scored.
+        settings: The settings other than the rate that the comparison chooses, by dotted key.
+        tries: Key of the setting that the run tries; None for other runs.
+        task: Whether it is trained on a task that goes with the text of its comparison.
+        budget: Budget of a run at a further size; None for other runs.
+        config: The composed configuration; empty if the run left none.
         outcome: Its state and final figures.
     """
 
@@ -80,7 +80,7 @@ def read_run(run_dir: Path) -> Run:
     try:
         config = finite_or_null(saved_config(run_dir / ".hydra" / "config.yaml"))
         content = recorded_data(run_dir)
-        if "sha256" in content:  # another text may have been at the same path
+        if "sha256" in content:  # the same path may have held another text
             config["data"] = {**config["data"], "sha256": str(content["sha256"])[:12]}
     except ConfigError:
         config = {}
@@ -111,10 +111,10 @@ def _name_of(part: str, found: Outcome, run_dir: Path, config: Mapping[str, Any]
 
 
 def told_apart(runs: Sequence[Run]) -> list[Run]:
-    """Return the runs, with labels of their own where runs of one label and data have different settings.
+    """Return the runs, with distinct labels if runs of one label and data have different settings.
 
-    Learning rate, seed and what a comparison chooses do not count as such, nor do settings that do not affect the
-    training. A setting that an earlier version did not have has the value that it stands for.
+    Learning rate, seed and what a comparison chooses do not count, nor do settings that do not affect training. A
+    setting that an earlier version lacked counts as the value that reproduces that version.
     """
     settings = []
     groups: dict[Any, list[dict[str, Any]]] = {}
@@ -142,12 +142,12 @@ def told_apart(runs: Sequence[Run]) -> list[Run]:
 
 
 def _alike(run: Run) -> tuple[object, ...]:
-    """Return what runs with the same settings share; those of a screening have fewer steps, for example."""
+    """Return the key shared by runs that need the same settings; runs of a screening have fewer steps, for example."""
     return run.label, run.data, run.screening, run.task, run.budget
 
 
 def run_dirs_below(folder: Path) -> list[Path]:
-    """Return the run directories at or below a folder, also of runs that failed before they began."""
+    """Return the run directories at or below a folder, including runs that failed before they began."""
     if holds_run(folder) or (folder / "summary.json").exists():
         return [folder]
     found: set[Path] = set()

@@ -14,7 +14,7 @@ from samout_train.experiments.compare.intervals import CONFIDENCE, Difference, s
 from samout_train.experiments.compare.results import Comparison
 from samout_train.experiments.compare.runs import Run
 
-FEWEST_FOR_AN_INTERVAL = 3  # points: two lie on their line
+FEWEST_FOR_AN_INTERVAL = 3  # points: two always lie on their line
 NOTE = (
     "Loss at each size: mean of the seeds that all models are scored on. Exponent: the loss falls as parameters, or "
     "training FLOPs, to this power: a power law without a floor, fitted by least squares to the logarithms of all "
@@ -29,8 +29,8 @@ class Line:
     """A line fitted by least squares, y = intercept + slope x.
 
     Args:
-        slope: Of the line.
-        intercept: At x = 0.
+        slope: Slope of the line.
+        intercept: The line's y at x = 0.
         reach: How far the 95 % interval of the slope reaches to either side; None for fewer than three points.
     """
 
@@ -40,7 +40,7 @@ class Line:
 
     @classmethod
     def through(cls, points: Sequence[tuple[float, float]]) -> "Line | None":
-        """Return the line through some points; None where they have one x.
+        """Return the line through some points; None if all have the same x.
 
         Draper and Smith, Applied Regression Analysis, 1.4: the standard error of the slope is s / sqrt(Sxx), with s²
         the sum of squared residuals over the number of points less two.
@@ -59,12 +59,12 @@ class Line:
 
 
 def parameters_of(run: Run) -> float | None:
-    """Return the parameters of a run; None where they are unknown."""
+    """Return the parameters of a run; None if they are unknown."""
     return _figure(run, "parameters")
 
 
 def training_flops_of(run: Run) -> float | None:
-    """Return the FLOPs of the matrix products of a whole run; None where they are unknown."""
+    """Return the FLOPs of the matrix products of a whole run; None if they are unknown."""
     flops, tokens = _figure(run, "training_flops_per_token"), _figure(run, "tokens_seen")
     if flops is None or tokens is None:
         return None
@@ -85,8 +85,8 @@ def points_of(comparison: Comparison, label: str, size_of: SizeOf) -> dict[Place
     """Return size and loss of the scored runs of a model at all sizes, by budget and seed.
 
     Args:
-        comparison: At its own size.
-        label: Of the model.
+        comparison: The comparison at its own size.
+        label: Label of the model.
         size_of: Returns the size of a run.
     """
     found = {}
@@ -102,15 +102,15 @@ def points_of(comparison: Comparison, label: str, size_of: SizeOf) -> dict[Place
 
 
 def line_of(points: Iterable[tuple[float, float]]) -> Line | None:
-    """Return the line through the logarithms of some sizes and losses; None where there is one size only."""
+    """Return the line through the logarithms of some sizes and losses; None if there is only one size."""
     return Line.through([(math.log(size), math.log(loss)) for size, loss in points])
 
 
 def slope_difference(comparison: Comparison, label: str, other: str, size_of: SizeOf) -> Difference | None:
-    """Return the difference of the slopes of two models, that of `label` less that of `other`; None without two sizes.
+    """Return the slope of model `label` minus the slope of model `other`, with its interval; None without two sizes.
 
-    It is the slope of the logarithm of the ratio of their losses, seed by seed: what both share, such as the luck of a
-    seed or a curvature, cancels.
+    It is the slope of the logarithm of the ratio of their losses, seed by seed. Whatever both share, such as the luck
+    of a seed or a curvature, cancels.
     """
     ours, theirs = points_of(comparison, label, size_of), points_of(comparison, other, size_of)
     pairs = []
@@ -157,7 +157,7 @@ def scaling_table(comparison: Comparison) -> dict[str, Any] | None:
 
 
 def steepest(comparison: Comparison) -> Iterable[str]:
-    """Yield whose loss falls fastest with the parameters, and of which models' slopes its slope can be told from."""
+    """Yield a sentence: whose loss falls fastest with the parameters, and how its slope compares with the others'."""
     at_sizes = sizes_of_all(comparison)
     slopes = {}
     for one in comparison.ranked:

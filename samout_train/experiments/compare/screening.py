@@ -13,7 +13,7 @@ from samout_train.experiments.jobs import State
 
 Config = Mapping[str, Any]
 Losses = Mapping[str, Mapping[float, float | None]]  # by label and learning rate; None where a run has no loss
-States = Mapping[str, Mapping[float, State]]  # of these runs
+States = Mapping[str, Mapping[float, State]]  # states of these runs
 WITHOUT_LOSS: Mapping[State, str] = {
     "waiting": "not yet run",
     "running": "running",
@@ -34,12 +34,12 @@ class Screening:
     """The settings of a screening.
 
     A model's loss is the lowest of its short runs, one for each learning rate. The finalists are the models with the
-    lowest losses among all models, also those in `always`. The models in `always` are trained in full in addition: one
-    that is a finalist anyway takes one of the places, one that is not takes none. So between `finalists` and
-    `finalists + len(always)` models are trained in full, or fewer if fewer have a loss.
+    lowest losses among all models, including those in `always`. Models in `always` that are not finalists are trained
+    in full as well. So between `finalists` and `finalists + len(always)` models are trained in full, or fewer if fewer
+    have a loss.
 
     Args:
-        steps: Number of steps of each short run, where its schedule ends.
+        steps: Number of steps of each short run; its schedule ends there.
         finalists: Number of models with the lowest loss that are trained in full; None for all.
         always: Labels of models that are trained in full whatever their loss.
     """
@@ -52,7 +52,7 @@ class Screening:
         """Return the overrides of `train` that make a run a short one.
 
         Args:
-            config: Of the full run.
+            config: Configuration of the full run.
         """
         words = [f"trainer.max_steps={self.steps}"]
         if _reads_lengths(config):  # the evaluation by length would take longer than the short run
@@ -74,7 +74,7 @@ class Screening:
         A model without a loss has no best rate and is never trained in full, even if it is in `always`.
 
         Args:
-            losses: Of the short runs, by label and rate.
+            losses: Losses of the short runs, by label and rate.
             not_causal: Labels of models that see what they have to predict; they take no causal model's place.
         """
         lowest = {}
@@ -143,7 +143,7 @@ def check_screening(
         screening: The request.
         configs: The configuration of the full run of each model, by label.
         rates: Learning rates that each model is tried with.
-        chooses_settings: Whether something is chosen beside the rate.
+        chooses_settings: Whether settings other than the rate are chosen.
     """
     found = []
     for label in screening.always:
@@ -168,9 +168,9 @@ def screening_table(
 
     Args:
         screening: The request.
-        losses: Of the short runs.
-        states: Of the short runs, which say why one has no loss.
-        not_causal: Labels of models that see what they have to predict; they stand last.
+        losses: Losses of the short runs.
+        states: States of the short runs, which say why a run has no loss.
+        not_causal: Labels of models that see what they have to predict; they come last.
     """
     rates = sorted(set().union(*losses.values()))
     chosen = screening.chosen(losses, not_causal)

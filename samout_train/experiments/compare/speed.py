@@ -34,7 +34,7 @@ from samout_train.training import source_from
 
 TIMES = (1, 4, 16, 64)  # of the training length
 MOST_ROUNDS = 5
-SECONDS_A_CELL = 3.0  # of one model at one length: no further round is begun after it
+SECONDS_A_CELL = 3.0  # for one model at one length: no further round begins after this time
 NO_IGNORED = -100
 FILE = "speed.json"
 
@@ -44,7 +44,7 @@ def measured_speeds(candidates: Sequence[Candidate], folder: Path) -> dict[str, 
 
     Args:
         candidates: The models; device, precision, kernels and data are those of the first one.
-        folder: Of the comparison.
+        folder: Directory of the comparison.
     """
     config = candidates[0].config
     settings = {key: config[key] for key in ("device", "precision", "kernels", "data")}
@@ -77,7 +77,7 @@ def measured_speeds(candidates: Sequence[Candidate], folder: Path) -> dict[str, 
 
 
 def read_speeds(folder: Path) -> dict[str, dict[int, float]]:
-    """Return the speeds that were measured for a comparison; empty where there are none."""
+    """Return the speeds that were measured for a comparison; empty if there are none."""
     speeds: dict[str, dict[int, float]] = {}
     try:
         for label, by_length in read_figures(folder / FILE)["tokens_per_second"].items():
@@ -100,16 +100,16 @@ def tokens_per_second(
     """Return tokens per second of a forward and a backward pass by label and length, over equally many tokens.
 
     Args:
-        models: By label. A model whose positions see later tokens is left out.
+        models: The models by label. A model whose positions see later tokens is left out.
         vocab_size: Number of token ids.
         seq_len: The training length; the others are multiples of it.
         batch_size: Rows of a step at that length. A pass has as many tokens as a step, or as the longest row.
         device: Where to measure.
-        precision: Of the passes.
+        precision: Precision of the passes.
         after_each: Called after each length of each model.
 
     Returns:
-        Lengths that a model, or the memory, has no room for are left out.
+        The speeds, without lengths for which a model or the memory has no room.
     """
     measured: dict[str, nn.Module] = {}
     for label, model in models.items():
@@ -132,7 +132,7 @@ def tokens_per_second(
 
 
 def _in_turns(passes: Sequence[Callable[[], None]], after_each: Callable[[], None]) -> list[list[float]]:
-    """Return the seconds of each pass in rounds; none for a pass that does not fit into memory.
+    """Return the seconds of each pass by round; empty for a pass that does not fit into memory.
 
     A first round compiles and warms up, and is not measured.
     """

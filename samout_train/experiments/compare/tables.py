@@ -19,7 +19,7 @@ PAIRS_NOTE = (
     "Row minus column: mean of the differences seed by seed, with its 95 % interval; marked where that is more than "
     "noise. Each interval is for its pair alone: of twenty pairs that do not differ, one is marked by chance."
 )
-UNSAID = ("seed", "optimizer.lr")  # settings that each run has its own of
+UNSAID = ("seed", "optimizer.lr")  # settings that differ from run to run anyway
 
 
 def loss_table(
@@ -156,7 +156,7 @@ def _behind_best(comparison: Comparison, one: CandidateResult) -> tuple[str, str
 
 
 def _all_fronts(comparison: Comparison) -> dict[str, Collection[str]]:
-    """Return the labels on the fronts of a comparison, and on those of the tasks beside it by their names."""
+    """Return the labels on each front, by its name, of a comparison and of the tasks that go with it."""
     fronts: dict[str, Collection[str]] = dict(comparison.fronts)
     for task in comparison.tasks:
         if "accuracy" in task.fronts:
@@ -165,7 +165,7 @@ def _all_fronts(comparison: Comparison) -> dict[str, Collection[str]]:
 
 
 def _on_front(one: CandidateResult, fronts: Mapping[str, Collection[str]]) -> str:
-    """Return ` (front)`, with its name where there are several; nothing where the model is on none."""
+    """Return ` (front)`, with its name if there are several fronts; empty if the model is on none."""
     names = [name for name, labels in fronts.items() if one.label in labels]
     if not names:
         return ""

@@ -10,14 +10,14 @@ from samout_train.ops.kernels import demands_fused, is_fused
 
 __all__ = ["block_mix", "require_entries"]
 
-MOST_ENTRIES = 8  # largest block of the fused kernels: each size is compiled by itself
+MOST_ENTRIES = 8  # largest block of the fused kernels: each size is compiled separately
 
 
 def require_entries(entries: int) -> None:
-    """Refuse blocks that no fused kernel takes where kernels=fused demands one.
+    """Refuse blocks that are too large for the fused kernels if kernels=fused demands one.
 
     Raises:
-        ValueError: naming the largest that they take.
+        ValueError: if they are; the message names the largest size.
     """
     if entries > MOST_ENTRIES and demands_fused():
         raise ValueError(
@@ -31,10 +31,10 @@ def block_mix(packed_BTP: Tensor, state_BNG: Tensor, temperature: Tensor | None 
 
     Args:
         packed_BTP: The streams e, c (D each) and L side by side, P = (2 + N) D; T at least 1. Entry i of block g is
-            channel i G + g, and L[i, j] of it lies at (i N + j) G + g.
+            channel i G + g, and its L[i, j] lies at (i N + j) G + g.
         state_BNG: The state so far.
-        temperature: 0-d, on the device of packed_BTP; None for 0, the hard maximum. A tensor, so that a compiled graph
-            holds no number that changes, and so that CUDA's kernels read it without a wait of the host.
+        temperature: 0-d, on the device of packed_BTP; None for 0, the hard maximum. It is a tensor so that a compiled
+            graph holds no changing number, and so that CUDA kernels read it without making the host wait.
 
     Returns:
         (y_BTD, state_BNG): y in the dtype of packed_BTP, the state after the last token, at least float32.

@@ -1,8 +1,8 @@
 """Run the recurrence of max-plus blocks on the CPU, in float32 and bfloat16. Needs numba.
 
 A task is one sequence and a share of its blocks; it walks through time with the states in the first-level cache. The
-backward pass takes rows of ROWS from the last to the first and computes their states again from the carry before them.
-Each size of a block is compiled when it is first needed, with and without a temperature, and kept on disk by numba.
+backward pass takes ROWS rows at a time, from the last to the first, and recomputes their states from the carry before
+them. numba compiles each block size, with and without a temperature, on first use and caches it on disk.
 
 Arrays of one row have `size` lines of the share's blocks. Loops over blocks are vectorised.
 """
@@ -37,7 +37,7 @@ from samout_train.ops.numba_support import (
 
 ROWS = ROWS_A_CARRY
 AHEAD = 2  # rows to prefetch: far enough to hide the latency, near enough to stay in the first-level cache
-LEAST_BLOCKS, MOST_BLOCKS = 16, 256  # of a task: a vector, and what the second-level cache holds with ROWS rows
+LEAST_BLOCKS, MOST_BLOCKS = 16, 256  # of a task: one vector, and the most whose ROWS rows fit the second-level cache
 
 
 def forward(
@@ -78,7 +78,7 @@ def _optional(temperature: Tensor | None) -> np.float32 | None:
 
 
 def _parts(state_BNG: Tensor, threads: int) -> int:
-    """Return the number of tasks for the blocks of a sequence, such that all threads have equally many."""
+    """Return the number of tasks per sequence that gives all threads the same number of tasks."""
     batch, _, blocks = state_BNG.shape
     even = threads // math.gcd(batch, threads)
     return max(1, min(even, blocks // LEAST_BLOCKS), -(-blocks // MOST_BLOCKS))
@@ -138,7 +138,7 @@ def _forward_share(
 
 @compiled(error_model="numpy")
 def _output(row: Any, start: int, width: int, m: Any, mean: Any, y: Any) -> None:
-    """Compute y = (e v + c) v of one entry of each block; its e lies at `start` of a row, its c one width later."""
+    """Compute y = (e v + c) v for one entry of each block; in `row`, e lies at `start` and c one `width` later."""
     e, c = row[start : start + len(m)], row[start + width : start + width + len(m)]
     for g in range(len(m)):
         v = m[g] - mean[g]
@@ -238,7 +238,7 @@ def _backward(
 def _backward_pairs(
     packed: Any, carries: Any, temperature: Any, grad_y: Any, grad_packed: Any, carry: Any, b: int, low: int
 ) -> None:
-    """Compute what `_backward_share` does, of blocks of two entries."""
+    """Compute what `_backward_share` does, for blocks of two entries."""
     count, blocks, time = carry.shape[1], carries.shape[3], grad_y.shape[1]
     states, v = np.empty((ROWS + 1, 2, count), np.float32), np.empty(2 * count, np.float32)
     of_state, over_row = np.empty((ROWS, 2, count), np.float32), np.empty((ROWS, 2, count), np.float32)
@@ -282,7 +282,7 @@ def _backward_share(
     b: int,
     low: int,
 ) -> None:
-    """Compute, for each ROWS rows, first the states, then the gradients from the last row to the first."""
+    """Compute, for every ROWS rows, first the states, then the gradients from the last row to the first."""
     n, count, blocks, time = len(size), carry.shape[1], carries.shape[3], grad_y.shape[1]
     width = n * blocks
     states = np.empty((ROWS + 1, n, count), np.float32)
@@ -323,7 +323,7 @@ def _backward_share(
                 total,
             )
             carry, before = before, carry
-    # The caller reads the array that it gave, which is the other one after an odd number of rows.
+    # `carry` and `before` change places at each row: after an odd number, the caller's array is now `before`.
     if time % 2:
         for i in range(n):
             for g in range(count):
@@ -362,7 +362,7 @@ def _step_gradients(
     top: Any,
     total: Any,
 ) -> None:
-    """Compute the gradients of the logits and, added up in `before`, of the earlier state, from the later one's."""
+    """Compute the gradients of the logits from those of the later state; add up the earlier state's in `before`."""
     n, count = len(size), len(top)
     for i in range(n):
         first = start + i * n * blocks

@@ -1,10 +1,10 @@
 """Run the recurrence of max-plus blocks on CUDA, in float32, bfloat16 and float16. Needs triton.
 
-A warp owns BLOCK blocks, one a lane, and walks through time row by row in float32; no two programs write to the same
-place, and nothing is added up between them. The forward pass saves the state before every few rows (ROWS_A_CARRY, fewer
-for larger blocks); from it the backward pass computes a tile's states again and walks the tile from its last row to its
-first. Kept for it are the inputs and those states: a float32 of each entry every four rows with two entries a block,
-every two with three, each row with more.
+A warp owns BLOCK blocks, one per lane, and walks through time row by row in float32; no two programs write to the same
+place, and nothing is summed across programs. The forward pass saves the state before every few rows (ROWS_A_CARRY,
+fewer for larger blocks); from it the backward pass recomputes a tile's states, then walks the tile from its last row to
+its first. The inputs and those states are kept: one float32 per entry, every four rows for blocks of two entries, every
+two rows for three entries, and every row for more.
 
 If there are too few blocks to fill the device, time is cut into chunks that run in parallel, in three passes each way:
 
@@ -12,11 +12,11 @@ If there are too few blocks to fill the device, time is cut into chunks that run
     backward:  each chunk's linear map of gradients, a row a program, and what its outputs add; the gradients after
                chunks, from the last to the first; gradients of the streams
 
-A matrix that permutes the entries is exact, as the steps are; elsewhere sums of a chunk round in another order.
+A matrix that permutes the entries is exact, like the steps; otherwise the sums of a chunk round in another order.
 
 The temperature enters each maximum, of the rows of L, of the state and of the matrices: it becomes tau logsumexp(. /
-tau), and its gradient a softmax at tau. It is read on the device. None is the hard maximum, in kernels without
-exponentials; at 0 those with a temperature have the same bits. Not measured on a GPU yet.
+tau), and its gradient a softmax at tau. The kernels read it on the device. None selects the hard maximum, in kernels
+without exponentials; at 0, the kernels with a temperature give the same bits. Not measured on a GPU yet.
 """
 
 # B batch, T time, P packed: the streams side by side, N entries a block, G blocks, D = N G, R blocks of rows, C chunks
@@ -95,7 +95,7 @@ def backward(
 
 
 def _heat(temperature: Tensor | None, other: Tensor) -> Tensor:
-    """Return the temperature, or for a kernel that reads none any tensor."""
+    """Return the temperature, or else any tensor for a kernel that reads none."""
     if temperature is None:
         return other
     return temperature

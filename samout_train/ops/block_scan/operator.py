@@ -13,7 +13,7 @@ from torch import Tensor
 from samout_train.ops.kernels import is_traced, kernels_of, without_library
 
 ROWS_A_CARRY = 64  # on the CPU
-CUDA_ROWS_A_CARRY = {2: 4, 3: 2}  # by entries of a block, 1 above: rows that a warp holds in registers
+CUDA_ROWS_A_CARRY = {2: 4, 3: 2}  # rows that a warp holds in registers, by entries of a block; 1 for larger blocks
 
 
 def fused_block_mix(packed_BTP: Tensor, state_BNG: Tensor, temperature: Tensor | None) -> tuple[Tensor, Tensor]:

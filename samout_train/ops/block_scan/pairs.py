@@ -1,10 +1,11 @@
 """Walk through the rows of max-plus blocks of two entries on the CPU, both entries of a block in one loop.
 
-Of two, log(e^(s_0 / tau) + e^(s_1 / tau)) is the larger s / tau + log(1 + e^(-|s_1 - s_0| / tau)), one exponential. The
-backward pass needs the shares of the first entry alone, in the sum of its row of L and in the state's; the second has
-the rest. They are kept for ROWS rows with the states, so that gradients take no exponential.
+For two entries, log(e^(s_0 / tau) + e^(s_1 / tau)) is the larger s / tau + log(1 + e^(-|s_1 - s_0| / tau)), which takes
+one exponential. The backward pass needs only the first entry's shares, in the sum of its row of L and in the state's
+sum; the second entry has the rest. The shares are kept for ROWS rows with the states, so that gradients take no
+exponential.
 
-Arrays of one row have a line for each entry, of the blocks of a task. Loops over blocks are vectorised.
+Arrays of one row have a line for each entry, with the blocks of a task. Loops over blocks are vectorised.
 """
 
 from typing import Any
@@ -18,7 +19,7 @@ ONE, TWO, HALF = np.float32(1), np.float32(2), np.float32(0.5)
 
 @compiled(error_model="numpy")
 def larger(x: Any, best: Any) -> Any:
-    """Return the larger of two; x where it is NaN."""
+    """Return the larger of two; x if it is NaN."""
     return x if (x > best) or (x != x) else best
 
 
@@ -32,7 +33,7 @@ def _maxima(x_0: Any, x_1: Any, m_0: Any, m_1: Any) -> Any:
 
 @compiled(error_model="numpy", fastmath={"contract"})
 def _exponentials(x_0: Any, x_1: Any, s_0: Any, s_1: Any, temperature: Any) -> Any:
-    """Return the smaller term over the larger one, in the state's sum and in that of the row of L."""
+    """Return the ratio of the smaller term to the larger one, in the state's sum and in that of the row of L."""
     inverse = ONE / temperature
     return vector_exp(-abs(s_1 - s_0) * inverse), vector_exp(-abs(x_1 - x_0) * inverse)
 
@@ -77,7 +78,7 @@ def step_with_shares(
 
     Args:
         of_state: Filled: the share in the state's sum, for each entry i of a block.
-        over_row: Filled: the same less the share in the sum of the row of L.
+        over_row: Filled: the same minus the share in the sum of the row of L.
     """
     count = before.shape[1]
     for i in range(2):
@@ -112,14 +113,14 @@ def _advance_with_shares(
 
 @compiled(error_model="numpy")
 def output_of_pairs(row: Any, low: int, blocks: int, m: Any, v: Any, y: Any) -> None:
-    """Compute y = (e v + c) v, v = m less the mean of its block; e lies in `row` from `low` on, c two blocks later.
+    """Compute y = (e v + c) v, v = m minus the mean of its block; in `row`, e starts at `low` and c 2 `blocks` later.
 
     Args:
-        v: Overwritten, of one line.
+        v: A buffer of one line; overwritten.
     """
     count = m.shape[1]
     _less_mean(m, v)
-    length = 2 * count if count == blocks else count  # both entries are one line where the task has all blocks
+    length = 2 * count if count == blocks else count  # both entries are one line if the task has all blocks
     for i in range(2 * count // length):
         at = low + i * blocks
         e, c = row[at : at + length], row[at + 2 * blocks : at + 2 * blocks + length]
@@ -155,10 +156,10 @@ def gradients_of_pairs(
     carry: Any,
     v: Any,
 ) -> None:
-    """Compute the gradients of a row of the streams, and update `carry`, that of the state, from after to before it.
+    """Compute the gradients of a row of the streams; turn `carry`, the state's gradient, from after it to before it.
 
     Args:
-        v: Overwritten, of one line.
+        v: A buffer of one line; overwritten.
     """
     count = carry.shape[1]
     _less_mean(m, v)
@@ -178,7 +179,7 @@ def gradients_of_pairs(
 
 @compiled(error_model="numpy")
 def _output_gradients(e: Any, c: Any, grad_y: Any, v: Any, grad_e: Any, grad_c: Any) -> None:
-    """Write the gradients of e and c, and that of v in place of it."""
+    """Write the gradients of e and c, and overwrite v with its gradient."""
     for g in range(len(v)):
         grad = widen(grad_y[g]) * v[g]
         grad_e[g] = narrow(grad * v[g], grad_e)

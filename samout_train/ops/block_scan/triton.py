@@ -1,8 +1,8 @@
 """Run max-plus blocks on CUDA in Triton's language.
 
-A lane owns one block and walks through a chunk of time row by row, its entries and ROWS rows of all streams in
-registers. cuda.py has the order of the passes. A temperature is read from the device by each program, so that neither
-the host waits nor the kernel changes with it; at 0 the maxima and their gradients are the hard ones.
+A lane owns one block and walks through a chunk of time row by row, with its entries and ROWS rows of all streams in
+registers. cuda.py lists the passes in order. Each program reads the temperature from the device, so that the host does
+not wait and the kernel does not change with it; at 0 the maxima and their gradients are the hard ones.
 """
 
 # N entries a block, G blocks, V vectors of G in a row of the packed streams: e and c of N each, L of N N
@@ -10,12 +10,12 @@ the host waits nor the kernel changes with it; at 0 the maxima and their gradien
 import triton
 import triton.language as tl
 
-FAR = tl.constexpr(-1e30)  # where another program's column starts: differences of infinities would be NaN
+FAR = tl.constexpr(-1e30)  # start of entries outside a program's column: differences of infinities would be NaN
 
 
 @triton.jit
 def _heat(temperature, SOFT: tl.constexpr):
-    """Return the temperature and its inverse; at 0 one so large that only equal entries count."""
+    """Return the temperature and its inverse; at 0, an inverse so large that only equal entries count."""
     tau = 0.0
     if SOFT:
         tau = tl.load(temperature).to(tl.float32)
@@ -106,7 +106,7 @@ def block_maps(
     packed, temperature, maps, time, rows,
     SOFT: tl.constexpr, N: tl.constexpr, G: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Store a column of a chunk's matrix: the state after the chunk from one entry at 0 and the others far below."""
+    """Store a column of a chunk's matrix: the state after it, starting from one entry at 0 and the others far below."""
     V: tl.constexpr = (2 + N) * N
     blocks, inside = _lanes(N, G, BLOCK)
     column = tl.program_id(0) % N
@@ -155,7 +155,7 @@ def block_forward(
     packed, temperature, starts, y, last, carries, time, rows,
     SOFT: tl.constexpr, N: tl.constexpr, G: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Run the forward pass of one chunk of one sequence from the state before it, BLOCK blocks."""
+    """Run the forward pass of one chunk of one sequence, from the state before it, for BLOCK blocks."""
     V: tl.constexpr = (2 + N) * N
     blocks, inside = _lanes(1, G, BLOCK)
     chunk, b = tl.program_id(1), tl.program_id(2).to(tl.int64)
@@ -182,7 +182,7 @@ def block_forward(
 
 @triton.jit
 def _share(below, free, heat, SOFT: tl.constexpr):
-    """Return the share in a maximum's gradient of a term that lies `below` it: hard, the first of equal ones has it."""
+    """Return a term's share of a maximum's gradient; `below` is term - maximum. If hard, the first of equals has it."""
     share = tl.where((below == 0.0) | (below != below), free, 0.0)
     if SOFT:
         tau, inverse = heat
@@ -195,7 +195,7 @@ def _output_gradients(
     grads, loaded, after, pointers, is_row,
     ROW: tl.constexpr, N: tl.constexpr, G: tl.constexpr, STORES: tl.constexpr,
 ):  # fmt: skip
-    """Return the gradients of a row's state by its output; store those of e and c."""
+    """Return the gradients of a row's state through its output; store those of e and c."""
     V: tl.constexpr = (2 + N) * N
     mean = _mean(after, (ROW + 1) * N, N)
     of_v, of_m = (), ()
@@ -245,7 +245,7 @@ def _backward_rows(
 ):  # fmt: skip
     """Return the gradients of the state before a chunk from those after it; store those of the streams.
 
-    A tile's states are computed again from the carry before it. Where it is not `of_output`, outputs add nothing.
+    A tile's states are recomputed from the carry before it. Without `of_output`, outputs add nothing.
     """
     V: tl.constexpr = (2 + N) * N
     packed, carries, grad_y, grad_packed = pointers
@@ -279,7 +279,7 @@ def block_gradient_maps(
     packed, temperature, carries, grad_y, maps, time, rows,
     SOFT: tl.constexpr, N: tl.constexpr, G: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Store a row of a chunk's map from the gradients of the state after it to those before; the last is the term."""
+    """Store a row of a chunk's map from the gradients after it to those before it; the last is what its outputs add."""
     blocks, inside = _lanes(N + 1, G, BLOCK)
     column = tl.program_id(0) % (N + 1)
     chunk, b = tl.program_id(1), tl.program_id(2).to(tl.int64)
@@ -318,7 +318,7 @@ def block_backward(
     packed, temperature, carries, grad_y, laters, grad_packed, grad_state, time, rows,
     SOFT: tl.constexpr, N: tl.constexpr, G: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Run the backward pass of one chunk of one sequence from the gradients after it, BLOCK blocks."""
+    """Run the backward pass of one chunk of one sequence, from the gradients after it, for BLOCK blocks."""
     blocks, inside = _lanes(1, G, BLOCK)
     chunk, b = tl.program_id(1), tl.program_id(2).to(tl.int64)
     later = _load(laters + (b * tl.num_programs(1) + chunk) * N * G + blocks, inside, N, G)

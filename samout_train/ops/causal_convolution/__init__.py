@@ -1,7 +1,7 @@
 """Convolve each channel over a token and the few before it: y_t = silu(b + sum over j of w_j x_{t - K + 1 + j}).
 
-On CUDA a kernel reads x once and writes y once, in the precision of the products that follow; its backward pass makes
-all gradients at once. Other devices, and torch.compile, run torch's own operations.
+On CUDA a kernel reads x once and writes y once, in the precision of the products that follow; its backward pass
+computes all gradients at once. Other devices, and torch.compile, run torch's own operations.
 """
 
 # B batch, T time, S time of the input, D width, K tokens in the kernel
@@ -33,10 +33,10 @@ def convolved(
         weight_DK: Kernels, from the earliest token to the last.
         bias_D: Biases; None for none.
         silu: Whether SiLU follows the sum.
-        feeds_products: Whether only products read y, so that it is made in their precision.
+        feeds_products: Whether only matrix products read y, which is then written in their precision.
 
     Returns:
-        None where no kernel supports these: then `convolved_reference` computes it.
+        None if no kernel supports the inputs: then use `convolved_reference`.
     """
     if not _takes(x_BTD, weight_DK):
         return None
@@ -54,10 +54,10 @@ def convolved(
 
 
 def convolved_reference(whole_BSD: Tensor, weight_DK: Tensor, bias_D: Tensor | None, *, silu: bool) -> Tensor:
-    """Return y of inputs that K - 1 tokens precede, by torch's own operations.
+    """Return y for inputs that begin with the K - 1 earlier tokens, by torch's own operations.
 
-    Elementwise, so that no library chooses an algorithm by the length. The speed is similar: 12 x 64 tokens of width
-    144 on two CPU cores, both passes, took 1.4 to 2.7 ms; conv1d took 1.5 to 1.6 ms.
+    It is elementwise, so that no library chooses an algorithm by the length. The speed is similar: 12 x 64 tokens of
+    width 144 on two CPU cores, both passes, took 1.4 to 2.7 ms; conv1d took 1.5 to 1.6 ms.
     """
     time = whole_BSD.shape[1] - weight_DK.shape[1] + 1
     y_BTD = whole_BSD.new_zeros(())

@@ -1,7 +1,7 @@
 """Launch the causal convolution on CUDA, in float32, bfloat16 and float16. Needs triton.
 
-All is computed in float32. The gradients of weight and bias are sums of a fixed number of programs, so that the same
-input gives the same bits.
+Everything is computed in float32. The gradients of weight and bias are sums of a fixed number of programs, so that the
+same input gives the same bits.
 """
 
 # B batch, T time, S time of the input, D width, K rows that an output takes together

@@ -1,7 +1,7 @@
 """The causal convolution on CUDA in Triton's language. cuda.py calls the kernels.
 
-A program owns some channels and walks over tiles of rows, each unrolled in registers, with the rows before a tile (and,
-for gradients, after it) that its convolution reaches.
+A program owns some channels of a tile of rows, unrolled in registers, with the rows before it that its convolution
+reaches. For gradients a program walks over tiles, and also has the rows after each.
 """
 
 # D width, K rows that an output takes together, T rows of the output, S of the input: the first S - T precede it
@@ -12,7 +12,7 @@ import triton.language as tl
 
 @triton.jit
 def _rows(x, first, along, rows, channels, inside, COUNT: tl.constexpr):
-    """Return COUNT rows from `first` on, 0 where there are none, as they are stored."""
+    """Return COUNT rows from `first` on in their stored dtype, 0 where there are none."""
     loaded = ()
     for j in tl.static_range(COUNT):
         place = tl.full(channels.shape, 0, tl.int32) + (first + j)
@@ -127,7 +127,7 @@ def convolution_row_gradients(
 
 @triton.jit
 def _with_row(sums, rows, through, i: tl.constexpr, K: tl.constexpr):
-    """Add what row i of a tile gives to the gradients of the taps and of the bias."""
+    """Add the contribution of row i of a tile to the gradients of the taps and of the bias."""
     added = ()
     for j in tl.static_range(K):
         added = added + (sums[j] + through[i] * rows[i + j].to(tl.float32),)

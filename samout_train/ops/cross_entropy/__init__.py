@@ -23,8 +23,8 @@ def nats_and_errors(
     """Fill `nats_R`, and overwrite the logits with the gradient of the sum of nats with respect to them.
 
     Args:
-        logits_RV: Unnormalised log-probabilities, contiguous; float32, bfloat16, float16 or float64. Their content is
-            undefined afterwards where nothing learns.
+        logits_RV: Unnormalised log-probabilities, contiguous; float32, bfloat16, float16 or float64. Without `learns`,
+            their content is undefined afterwards.
         targets_R: Token ids, int64, contiguous.
         nats_R: Receives the nats, contiguous: float32, or float64 for logits of float64.
         ignore_index: Rows with this target add nothing; it need not be a valid id.

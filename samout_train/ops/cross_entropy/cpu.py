@@ -1,8 +1,8 @@
 """Compute the nats of rows of logits and their gradients on the CPU, in float32 and bfloat16. Needs numba.
 
-A task is a row, which stays in the second-level cache: its maximum, its exponentials with their sum, its gradients. The
-exponential is computed here, so that it runs in vectors: a polynomial on [-ln 2 / 2, ln 2 / 2] times a power of two,
-right to about 2^-23 of its value.
+A task is a row, which stays in the second-level cache for its maximum, its exponentials with their sum, and its
+gradients. The exponential is computed here, so that it runs in vectors: a polynomial on [-ln 2 / 2, ln 2 / 2] times a
+power of two, accurate to about 2^-23 of its value.
 """
 
 # R rows, V vocabulary
@@ -36,7 +36,7 @@ C3, C4, C5 = np.float32(8.3334519073e-3), np.float32(1.3981999507e-3), np.float3
 
 
 def nats_and_errors(logits_RV: Tensor, targets_R: Tensor, nats_R: Tensor, ignore_index: int, learns: bool) -> None:
-    """Fill nats_R, and the logits with their gradient where something learns.
+    """Fill nats_R; with `learns`, overwrite the logits with their gradient.
 
     Raises:
         IndexError: if a target that is not ignored is not a valid id.
@@ -107,7 +107,7 @@ def _row(logits: Any, target: int, nats: Any, ignored: int, learns: bool) -> Non
     if target == ignored:
         nats[0] = np.float32(0)
         if learns:
-            logits[:] = 0  # of bfloat16 these are bits, and those of 0 are 0
+            logits[:] = 0  # bfloat16 logits are bits here, and the bits of 0 are 0
         return
     exponentials = np.empty(len(logits), np.float32)
     largest = _largest(logits)

@@ -1,6 +1,6 @@
 """Compute the nats of rows of logits and their gradients on CUDA, in float32, bfloat16 and float16. Needs triton.
 
-A program is a row. The logits are read twice, the second time from the second-level cache, and written once.
+A program computes a row. The logits are read twice, the second time from the second-level cache, and written once.
 """
 
 # R rows, V vocabulary
@@ -16,7 +16,7 @@ OPTIONS = {"num_warps": 8, "enable_fp_fusion": True}
 
 
 def nats_and_errors(logits_RV: Tensor, targets_R: Tensor, nats_R: Tensor, ignore_index: int, learns: bool) -> None:
-    """Fill nats_R, and the logits with their gradient where something learns."""
+    """Fill nats_R; with `learns`, overwrite the logits with their gradient."""
     rows, ids = logits_RV.shape
     block = min(MOST_A_BLOCK, power_of_two(ids))
     with torch.cuda.device_of(logits_RV):

@@ -15,6 +15,6 @@ def nats_and_errors(logits_RV: Tensor, targets_R: Tensor, nats_R: Tensor, ignore
     nats_R.copy_((log_total_R1 - wide_RV.gather(1, column_R1)).where(counted_R1, 0).squeeze(1))
     if not learns:
         return
-    error_RV = wide_RV.sub_(log_total_R1).exp_()  # of float32 these are the logits themselves
+    error_RV = wide_RV.sub_(log_total_R1).exp_()  # overwrites float32 logits: `wide_RV` shares their memory
     error_RV.scatter_add_(1, column_R1, torch.full_like(log_total_R1, -1))
     logits_RV.copy_(error_RV.masked_fill_(~counted_R1, 0))

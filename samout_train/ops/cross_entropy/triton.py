@@ -8,7 +8,7 @@ import triton.language as tl
 
 @triton.jit
 def cross_entropy_row(logits, targets, nats, ignored, V, BLOCK: tl.constexpr, LEARNS: tl.constexpr):
-    """Read a row for maxima and sums, each lane its own, and again, from the second-level cache, for gradients."""
+    """Read a row for each lane's maximum and sum, then again, from the second-level cache, for the gradients."""
     row = tl.program_id(0).to(tl.int64)
     target = tl.load(targets + row)
     pointers, columns = logits + row * V, tl.arange(0, BLOCK)

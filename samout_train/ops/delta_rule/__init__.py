@@ -1,9 +1,9 @@
-"""Compute the gated delta rule: each head has a matrix that decays, in which a token replaces what its key reads.
+"""Compute the gated delta rule: each head has a decaying matrix; a token replaces the value that its key reads there.
 
     S_t = a_t S_{t-1} + beta_t k_t (v_t - a_t S_{t-1}^T k_t)^T,   o_t = S_t^T q_t
 
-With |k| = 1 and beta from 0 to 1, what is read by k moves from the old value to v by the share beta; beta up to 2
-gives the step an eigenvalue down to -1. It is what DeltaNet (a = 1) and Gated DeltaNet compute.
+With |k| = 1 and beta from 0 to 1, the value that k reads moves from the old one to v by the share beta; beta up to 2
+gives the step an eigenvalue down to -1. DeltaNet (a = 1) and Gated DeltaNet compute this.
 """
 
 # B batch, H heads, T time, K width of a key, V width of a value
@@ -30,14 +30,14 @@ def delta_rule(
 ) -> tuple[Tensor, Tensor]:
     """Return the value that each token reads, and the state after the last one.
 
-    Computed in float32, or in float64 where the queries are that, and rounded once.
+    Computed in float32, or in float64 if the queries are float64, and rounded once.
 
     Args:
         q_BHTK: Queries, T at least 1.
         k_BHTK: Keys, of norm 1: with a larger norm the state may grow without bound.
         v_BHTV: Values.
-        beta_BHT: How much of what a key reads is replaced, from 0 to 2.
-        log_decay_BHT: log a, at most 0. Minus infinity drops what came before the token. None for no decay.
+        beta_BHT: How much of the value that a key reads is replaced, from 0 to 2.
+        log_decay_BHT: log a, at most 0. Minus infinity erases everything before the token. None for no decay.
         state_BHKV: S before the first token; None for zero.
 
     Returns:

@@ -7,7 +7,7 @@ With b the sum of log-decays from the start of a chunk, B the sum over all of it
     V' = U - W S;   O = (Q exp(b)) S + lower((Q K^T) G) V';   S <- exp(B) S + (K exp(B - b))^T V'
 
 Source: Yang et al., Parallelizing Linear Transformers with the Delta Rule (arXiv 2406.06484), section 3, and Gated
-Delta Networks (arXiv 2412.06464), section 3.3. What differs here: the triangular system is solved, not inverted.
+Delta Networks (arXiv 2412.06464), section 3.3. Difference: the triangular system is solved, not inverted.
 """
 
 # B batch, H heads, T time, N chunks, C tokens of a chunk, K width of a key, V width of a value
@@ -36,7 +36,7 @@ def by_chunks(
     between_BHNCC, since_BHNC, until_BHNC = span_decays(log_decay_BHNC)
     since_BHNC1 = since_BHNC[..., None]
     keys_BHNCC = k_BHNCK @ k_BHNCK.transpose(-1, -2)
-    # The solver reads nothing above the diagonal, which is 1.
+    # The solver reads nothing above the diagonal, and takes the diagonal as 1.
     lower_BHNCC = beta_BHNC1 * keys_BHNCC * between_BHNCC
     known_BHNCP = beta_BHNC1 * torch.cat([v_BHNCV, since_BHNC1 * k_BHNCK], dim=-1)
     solved_BHNCP = torch.linalg.solve_triangular(lower_BHNCC, known_BHNCP, upper=False, unitriangular=True)

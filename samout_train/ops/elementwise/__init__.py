@@ -4,8 +4,8 @@
     turned_heads(q, k)                     RMSNorm of the heads, and rotary positions
     minus_softplus(z)                      the decay of a maximum
 
-Under autocast, what products read next is written in their precision, so that nothing is cast. Other devices, and
-torch.compile, which fuses these by itself, run torch's own operations.
+Under autocast, the inputs of the next products are written in the products' precision, so that nothing is cast. Other
+devices, and torch.compile, which fuses these by itself, run torch's own operations.
 """
 
 # B batch, T time, D width, H heads, K width of a head
@@ -20,14 +20,14 @@ from samout_train.ops.elementwise import reference
 from samout_train.ops.elementwise.reference import turned as turned
 from samout_train.ops.kernels import is_fused, products_dtype
 
-MOST_WIDTH = 2**14  # a program has a whole position in registers
+MOST_WIDTH = 2**14  # a program holds a whole position in registers
 MOST_PAIRS = 512
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 DEVICES = {"cuda"}
 
 
 class Residual(NamedTuple):
-    """Hold the residual stream as a sum that the next norm makes.
+    """Hold the residual stream as a deferred sum, which the next norm computes.
 
     Args:
         x_BTD: The stream.
@@ -44,7 +44,7 @@ Stream = Tensor | Residual
 
 
 def residual(x_BTD: Tensor, branch_BTD: Tensor, dropout: float = 0.0) -> Stream:
-    """Return x + dropout(branch), as a sum that is still to be made where `add_norm` has a kernel for it.
+    """Return x + dropout(branch), as a deferred sum if `add_norm` has a kernel for it.
 
     Args:
         x_BTD: The residual stream.
@@ -57,11 +57,11 @@ def residual(x_BTD: Tensor, branch_BTD: Tensor, dropout: float = 0.0) -> Stream:
 
 
 def add_norm(stream: Stream, norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """Return the residual stream as a tensor, and its norm, where a kernel runs in the precision of products.
+    """Return the residual stream as a tensor, and its norm; a kernel writes the norm in the precision of products.
 
     Args:
-        stream: As `residual` returns it, or a tensor.
-        norm: Over the last dimension; a kernel takes nn.LayerNorm and nn.RMSNorm with all their weights.
+        stream: The result of `residual`, or a tensor.
+        norm: A norm over the last dimension; kernels take nn.LayerNorm and nn.RMSNorm with all their weights.
     """
     x_BTD, branch_BTD, dropout = stream if isinstance(stream, Residual) else (stream, None, 0.0)
     if not (_takes(x_BTD) and _takes_norm(norm)):
@@ -70,7 +70,7 @@ def add_norm(stream: Stream, norm: nn.Module) -> tuple[Tensor, Tensor]:
 
     if branch_BTD is not None:
         branch_BTD = branch_BTD.contiguous()
-    seed = torch.empty((), dtype=torch.int64, device=x_BTD.device)  # read by nothing
+    seed = torch.empty((), dtype=torch.int64, device=x_BTD.device)  # nothing reads it
     if dropout:
         seed = torch.randint(2**62, (), device=x_BTD.device)
     weights = (norm.weight, getattr(norm, "bias", None))
@@ -80,7 +80,7 @@ def add_norm(stream: Stream, norm: nn.Module) -> tuple[Tensor, Tensor]:
 def turned_heads(
     q_BHTK: Tensor, k_BHTK: Tensor, q_norm: nn.Module | None = None, k_norm: nn.Module | None = None
 ) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Return queries and keys after their norms, turned by positions from 0, and keys that are not turned.
+    """Return queries and keys after their norms, turned by positions from 0, and the keys before turning.
 
     Args:
         q_BHTK: Queries.
@@ -89,7 +89,7 @@ def turned_heads(
         k_norm: The norm of a head of keys.
 
     Returns:
-        None where no kernel supports these: then `turned` and the norms compute them.
+        None if no kernel supports the inputs: then apply the norms and `turned`.
     """
     if not (
         _takes(q_BHTK, FLOATS)

@@ -1,7 +1,7 @@
 """Launch the elementwise parts of a layer on CUDA, in float32, bfloat16 and float16. Needs triton.
 
-All is computed in float32. Gradients of weights and biases are sums of a fixed number of programs, without atomics, so
-that the same input gives the same bits.
+Everything is computed in float32. Gradients of weights and biases are sums of a fixed number of programs, without
+atomics, so that the same input gives the same bits.
 """
 
 # B batch, T time, D width, H heads, K width of a head
@@ -153,7 +153,7 @@ def turn_gradients(
     grad_k_BTHK: Tensor,
     grad_weights: Tensor,
 ) -> None:
-    """Fill the last three: those of the weights, if there are any, lie one after the other."""
+    """Fill the last three; the gradients of both weights, if there are any, lie one after the other."""
     rows, sizes = _sizes(q_BTHK)
     programs = min(-(-rows // sizes["ROWS"]), PROGRAMS)
     partial = grad_weights.new_empty(programs, grad_weights.numel())

@@ -114,7 +114,7 @@ def _through_add_norm(ctx: Any, grad_total_BTD: Tensor | None, grad_y_BTD: Tenso
     if grad_y_BTD is None:
         grad_y_BTD = torch.zeros_like(total_BTD)
     if not ctx.adds:
-        grad_total_BTD = None  # of what is empty
+        grad_total_BTD = None  # the sum is empty
     elif grad_total_BTD is not None:
         grad_total_BTD = grad_total_BTD.contiguous()
     given = (total_BTD, weight_D, statistics, ctx.dropout, seed, grad_total_BTD, grad_y_BTD.contiguous())
@@ -216,7 +216,7 @@ def _through_turn(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         if given[place] is None:
             given[place] = q_BTHK.new_zeros(q_BTHK.shape)
     if q_weight_K is None:
-        given[2] = None  # of what is empty
+        given[2] = None  # the plain keys are empty
     compute = _turn_backward if is_traced(q_BTHK) else _turn_gradients
     grad_q_BTHK, grad_k_BTHK, grad_weights = compute(q_BTHK, k_BTHK, q_weight_K, k_weight_K, ctx.eps, *given)
     for_weights: tuple[Tensor | None, ...] = (None, None)

@@ -25,13 +25,13 @@ def added_and_normalised(
 
 
 def turned(x_BHTK: Tensor, position_T: Tensor) -> Tensor:
-    """Turn the pair (k, k + K / 2) of each head by rotary positions; of an odd width, the last channel stays.
+    """Turn the pair (k, k + K / 2) of each head by rotary positions; with an odd width, the last channel stays.
 
-    Angles are float64: in float32, one of 10,000 radians is off by 1e-3.
+    Angles are float64: in float32, an angle of 10,000 radians is off by 1e-3.
 
     Args:
         x_BHTK: Queries or keys.
-        position_T: Of the tokens, int64.
+        position_T: Positions of the tokens, int64.
     """
     pairs, dtype = x_BHTK.shape[-1] // 2, torch.promote_types(x_BHTK.dtype, torch.float32)
     rate_P = ROTARY_BASE ** (-torch.arange(pairs, device=x_BHTK.device, dtype=torch.float64) / max(1, pairs))

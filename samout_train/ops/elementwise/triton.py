@@ -28,7 +28,7 @@ def add_norm_row(
     D: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Store one position of x + dropout(branch), its norm, and 1 / deviation and mean; CENTRES: it is a LayerNorm."""
+    """Store one position of x + dropout(branch), its norm, 1 / deviation and mean; with CENTRES, it is a LayerNorm."""
     n, columns = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
     at, inside = n * D, columns < D
     z = tl.load(x + at + columns, mask=inside, other=0.0)
@@ -71,7 +71,7 @@ def add_norm_row_gradients(
     D: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Store the gradients of some positions of x and of the branch, and the sums for weight and bias in an own row."""
+    """Store the gradients of some positions of x and branch, and this program's row of sums for weight and bias."""
     program, columns = tl.program_id(0), tl.arange(0, BLOCK)
     inside = columns < D
     scale = tl.load(weight + columns, mask=inside, other=0.0)
@@ -106,9 +106,9 @@ def add_norm_row_gradients(
 
 @triton.jit
 def _cos_and_sin(position, pair, P: tl.constexpr):
-    """Return cosine and sine of position * 10,000^(-p / P), of a column of positions and a row of pairs p.
+    """Return cosine and sine of position * 10,000^(-p / P), for a column of positions and a row of pairs p.
 
-    Angles are whole numbers of 2^-64 turns, whose overflow drops the whole turns: exact at any position.
+    Angles are whole numbers of 2^-64 turns. Overflow drops whole turns, so angles are exact at any position.
     """
     rate = tl.exp2(pair.to(tl.float64) * (-13.287712379549449 / P))  # log2(10,000)
     step = (rate * 2935890503282001226.0).to(tl.int64)  # 2^64 / (2 pi)
@@ -126,7 +126,7 @@ def _cos_and_sin(position, pair, P: tl.constexpr):
 
 @triton.jit
 def _head(x, row, pair, inside, time, along_b, along_t, along_h, H: tl.constexpr, P: tl.constexpr):
-    """Load both halves of heads, of rows ordered by sequence, token and head."""
+    """Load both halves of heads; rows are ordered by sequence, token and head."""
     token, head = row // H, row % H
     start = (token // time) * along_b + (token % time) * along_t + head * along_h
     at = start[:, None] + pair[None, :]
@@ -136,10 +136,10 @@ def _head(x, row, pair, inside, time, along_b, along_t, along_h, H: tl.constexpr
 
 @triton.jit
 def _turn(first, second, weight, plain, y, at, pair, inside, cos, sin, eps, NORMS, KEEPS, P: tl.constexpr):
-    """Store heads turned, after their RMSNorm with NORMS; with KEEPS, store them before they are turned, too."""
+    """Store heads turned, with NORMS after their RMSNorm; with KEEPS, also store them before they are turned."""
     if NORMS:
         inverse = 1 / tl.sqrt(tl.sum(first * first + second * second, 1) / (2 * P) + eps)[:, None]
-        # Rounded before it is turned, as a key that is kept for later tokens.
+        # Rounded before turning, like a key that is kept for later tokens.
         first = (first * inverse * tl.load(weight + pair, mask=pair < P)[None, :]).to(y.dtype.element_ty)
         second = (second * inverse * tl.load(weight + P + pair, mask=pair < P)[None, :]).to(y.dtype.element_ty)
         if KEEPS:
@@ -174,7 +174,7 @@ def turn_rows(
     PAIRS: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """Store ROWS heads of queries and of keys, turned by their positions, and keys as they were before that."""
+    """Store ROWS heads of queries and of keys, turned by their positions, and the keys before turning."""
     row, pair = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS), tl.arange(0, PAIRS)
     inside = (row < rows)[:, None] & (pair < P)[None, :]
     cos, sin = _cos_and_sin(row // H % time, pair, P)
@@ -247,7 +247,7 @@ def turn_row_gradients(
     PAIRS: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """Store the gradients of some heads of queries and keys, and the sums for both weights in a row of its own."""
+    """Store the gradients of some heads of queries and keys, and this program's row of sums for both weights."""
     program, pair = tl.program_id(0), tl.arange(0, PAIRS)
     q_first, q_second = _halves(q_weight, pair, P)
     k_first, k_second = _halves(k_weight, pair, P)
@@ -283,7 +283,7 @@ def minus_softplus_elements(z, y, count, BLOCK: tl.constexpr):
     inside = place < count
     given = tl.load(z + place, mask=inside, other=0.0).to(tl.float32)
     small = tl.exp(-tl.abs(given))
-    # 1 + small is rounded; the second factor makes up for it (Kahan), so that a small decay is exact, too.
+    # 1 + small is rounded; the second factor corrects for this (Kahan), so that small decays stay exact.
     total = 1 + small
     logarithm = tl.where(total == 1, small, tl.log(total) * (small / tl.where(total == 1, 1.0, total - 1)))
     out = -(tl.where(given > 0, given, 0.0) + logarithm)

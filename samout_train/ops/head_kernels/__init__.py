@@ -2,8 +2,8 @@
 
 | file | holds |
 |---|---|
-| operator.py | the operator of torch: which kernel, what it writes, autograd, torch.compile |
-| walk.py | what all kernels do: one head after another, chunk by chunk, loading and storing |
+| operator.py | the torch operator: choice of kernel, its outputs, autograd, torch.compile |
+| walk.py | the loop of all kernels: head by head and chunk by chunk, with loads and stores |
 | scalar_decay.py, channel_decay.py, delta_rule.py | the mathematics of one chunk |
 | decays.py | one decay per token over the spans of a chunk |
 | tiles.py | products, transposes and copies of small matrices |

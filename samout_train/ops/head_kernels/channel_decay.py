@@ -1,7 +1,7 @@
 """Compute a chunk of linear attention with one decay per key channel, forward and backward.
 
-Inside a chunk of 16 tokens a key decays from token to token while each later query reads it, so that only decays
-themselves are multiplied. At the end of the chunk it has decayed until there, as the next state needs it:
+Inside a chunk of 16 tokens, a key decays from token to token while each later query reads it, so that decays are only
+ever multiplied. At the end of the chunk, the key has the decay that the next state needs:
 
     k'_j <- a_i k'_j;   P_ij = q_i . k'_j   (j < i);   O = P V + (Q exp(b)) S;   S <- exp(B) S + K'^T V
 
@@ -125,7 +125,7 @@ def _return_from_later(
     spare_CK: Any,
     ahead: Any,
 ) -> None:
-    """Fill the gradients by way of the state after the chunk: of keys, values, and decays until then."""
+    """Fill the gradients through the state after the chunk: of keys, values, and decays until its end."""
     multiply_into(spare_CK, k_CK, until_CK)
     fill_product(grad_v_CV, spare_CK, grad_state_KV, ahead)
     fill_with_transposed(grad_k_CK, grad_state_KV, values_VC, spare_KC, ahead)
@@ -135,7 +135,7 @@ def _return_from_later(
 
 @inner
 def _add_whole(grad_decay_CK: Any, since_K: Any, state_KV: Any, grad_state_KV: Any) -> None:
-    """Add to each token the gradient by way of the state that decays over the chunk."""
+    """Add to each token the gradient through the state that decays over the chunk."""
     for d in range(len(since_K)):
         gradient = since_K[d] * dot(state_KV[d], grad_state_KV[d])
         for i in range(CHUNK):
@@ -151,7 +151,7 @@ def _exponentiate(decay_CK: Any) -> None:
 
 @reassociated
 def _score(scores_CC: Any, q_CK: Any, k_CK: Any, decay_CK: Any) -> None:
-    """Fill the scores, while the keys decay until the end of the chunk."""
+    """Fill the scores, and let the keys decay until the end of the chunk."""
     for i in range(CHUNK):
         for j in range(i):
             scores_CC[i, j] = _decayed_score(q_CK[i], k_CK[j], decay_CK[i])
@@ -170,7 +170,7 @@ def _decayed_score(q_K: Any, k_K: Any, decay_K: Any) -> Any:
 
 @inner
 def _fill_spans(since_CK: Any, until_CK: Any, decay_CK: Any) -> None:
-    """Fill the decays over the tokens up to one, and over the tokens after it."""
+    """Fill the decays since the start of the chunk and until its end, for each token."""
     for i in range(CHUNK):
         for d in range(decay_CK.shape[1]):
             since_CK[i, d] = decay_CK[i, d]
@@ -183,7 +183,7 @@ def _fill_spans(since_CK: Any, until_CK: Any, decay_CK: Any) -> None:
 
 @inner
 def _accumulate(decay_CK: Any) -> None:
-    """Turn the decays of tokens into those over the tokens up to one."""
+    """Turn the decay of each token into the decay since the start of the chunk."""
     for i in range(1, CHUNK):
         multiply_row(decay_CK[i], decay_CK[i - 1])
 
@@ -219,7 +219,7 @@ def _walk_back(
     decay_CK: Any,
     walk_CK: Any,
 ) -> None:
-    """Add the gradients by the scores: each key walks forward to the queries, and its gradient walks back."""
+    """Add the gradients through the scores: each key walks forward to the queries, and its gradient walks back."""
     for j in range(CHUNK):
         for d in range(k_CK.shape[1]):
             walk_CK[j, d] = k_CK[j, d]

@@ -1,6 +1,6 @@
 """Multiply one decay per token over the spans of a chunk inside numba kernels, and sum gradients over spans.
 
-A span's decay is a product of its own factors, so that nothing overflows and a factor of 0 drops what came before.
+A span's decay is the product of its own factors, so nothing overflows, and a factor of 0 erases all earlier tokens.
 """
 
 # C tokens of a chunk, I and J tokens of the same chunk, K width of a key, V width of a value
@@ -35,15 +35,16 @@ def decay_of(log_decay: Any) -> Any:
 
 @inner
 def load_spans(between_CC: Any, since_C: Any, address: Any, distance: Any, count: Any) -> None:
-    """Fill the decays over the tokens after j up to i, and over the tokens up to one; from log-decays at an address.
+    """Fill the decays between tokens, and those since the start of the chunk, from log-decays at an address.
 
-    Those between tokens are 1 on the diagonal and 0 above it; their last row is the decay until the end of the chunk.
+    between[i, j] covers the tokens after j up to i: 1 on the diagonal and 0 above it. The last row is therefore the
+    decay until the end of the chunk. since[i] covers the tokens up to i.
     """
     for i in range(len(since_C)):
         since_C[i] = 0
         if i < count:
             since_C[i] = numba.carray(_pointer(address + 4 * i * distance), (1,), np.float32)[0]
-    for i in range(len(since_C)):  # apart, in vectors
+    for i in range(len(since_C)):  # a loop of its own, which runs in vectors
         since_C[i] = decay_of(since_C[i])
     for j in range(len(since_C)):
         between_CC[0, j] = 0
@@ -59,12 +60,12 @@ def load_spans(between_CC: Any, since_C: Any, address: Any, distance: Any, count
 def store_span_gradients(
     of_between_CC: Any, of_since_C: Any, of_until_C: Any, of_whole: Any, address: Any, distance: Any, count: Any
 ) -> None:
-    """Store the gradients of log-decays: of all spans that contain a token.
+    """Store the gradient of each log-decay: the sum over all spans that contain its token.
 
     Args:
-        of_between_CC: For spans of the tokens after j up to i, j < i, the gradient times the decay. It is overwritten.
-        of_since_C: The same for spans up to a token. It is overwritten.
-        of_until_C: The same for spans of the tokens after one.
+        of_between_CC: Gradient times decay of the span of the tokens after j up to i, j < i; overwritten.
+        of_since_C: The same for the span of the tokens up to each one; overwritten.
+        of_until_C: The same for the span of the tokens after each one.
         of_whole: The same for the whole chunk.
     """
     size = len(of_since_C)
@@ -83,7 +84,7 @@ def store_span_gradients(
 
 @reassociated
 def _sum_before(a: Any, count: Any) -> Any:
-    """Return the sum of the first numbers of a row."""
+    """Return the sum of the first `count` numbers of a row."""
     total = np.float32(0)
     for j in range(len(a)):
         total += a[j] if j < count else np.float32(0)
@@ -92,7 +93,7 @@ def _sum_before(a: Any, count: Any) -> Any:
 
 @inner
 def gradient_of_whole(since_C: Any, state_KV: Any, grad_state_KV: Any, has_state: Any, is_last: Any) -> Any:
-    """Return the gradient of the log-decay over the chunk, by way of the state that decays over it."""
+    """Return the gradient of the whole chunk's log-decay, through the state that decays over the chunk."""
     if not has_state or is_last:
         return np.float32(0)
     return since_C[-1] * dot(state_KV.reshape(-1), grad_state_KV.reshape(-1))
@@ -112,7 +113,7 @@ def return_from_later(
     spare_CK: Any,
     ahead: Any,
 ) -> None:
-    """Fill the gradients by way of the state after the chunk: of keys, what is written, and decays until then."""
+    """Fill the gradients through the state after the chunk: of keys, written values, and decays until its end."""
     if is_last:
         clear(grad_k_CK)
         clear(grad_v_CV)
@@ -138,7 +139,7 @@ def return_to_queries(
     spare_KC: Any,
     ahead: Any,
 ) -> None:
-    """Fill the gradients of queries that read the state before the chunk, and of decays since then."""
+    """Fill the gradients through the state before the chunk: of queries, and of decays since its start."""
     if not has_state:
         clear(grad_q_CK)
         for i in range(len(of_since_C)):
@@ -151,7 +152,7 @@ def return_to_queries(
 
 @inner
 def _scale_and_sum(a_CK: Any, factors_C: Any, b_CK: Any, sums_C: Any) -> None:
-    """Multiply rows by factors, and fill their products with other rows."""
+    """Multiply rows of `a` by factors, and fill `sums` with the dot products of these rows and those of `b`."""
     scale(a_CK, factors_C)
     for i in range(len(sums_C)):
         sums_C[i] = dot(a_CK[i], b_CK[i])

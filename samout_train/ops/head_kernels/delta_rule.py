@@ -1,11 +1,11 @@
 """Compute a chunk of the gated delta rule, forward and backward.
 
-As the state before a chunk is known, the triangular system has the columns of the values alone:
+The state before a chunk is known, so the right-hand side of the triangular system has only the columns of the values:
 
     M = lower(K K^T) G;   P = lower(Q K^T) G;   X = (I + strictly lower(beta M))^-1 beta (V - exp(b) K S)
     O = P X + (Q exp(b)) S;   S <- exp(B) S + (K exp(B - b))^T X
 
-The forward pass keeps P, M, X and the state before each chunk. Of G = exp(b_i - b_j), see decays.py.
+The forward pass keeps P, M, X and the state before each chunk. decays.py computes G = exp(b_i - b_j).
 """
 
 # C tokens of a chunk, K width of a key, V width of a value
@@ -57,7 +57,7 @@ from samout_train.ops.head_kernels.walk import (
     with_adjacent,
 )
 
-OVERLAP, WRITTEN = 4 * CHUNK * CHUNK, 8 * CHUNK * CHUNK  # where M and X of a chunk lie after P, in bytes
+OVERLAP, WRITTEN = 4 * CHUNK * CHUNK, 8 * CHUNK * CHUNK  # offsets of a chunk's M and X from its P, in bytes
 
 
 @HeadKernel
@@ -168,9 +168,9 @@ def _return_to_readers(
     scratch: Any,
     ahead: Any,
 ) -> None:
-    """Fill the gradients of queries, and add those of keys, that read the state before the chunk; and of their decays.
+    """Fill or add the gradients through the state before the chunk: of queries, keys, beta and decays.
 
-    One product for both reads the state once.
+    Queries and keys share one product, so that the state is read once.
     """
     if not has_state:
         clear(grad_q_CK)
@@ -178,7 +178,7 @@ def _return_to_readers(
             of_since_C[i] = 0
         return
     columns, wide, reads = scratch
-    transpose(wide, with_adjacent(grad_o_CV))  # and y
+    transpose(wide, with_adjacent(grad_o_CV))  # grad_o and y
     fill_with_transposed(reads, state_KV, wide, columns, ahead)
     scale_into(grad_q_CK, reads[:CHUNK], since_C)
     for i in range(CHUNK):
@@ -204,7 +204,7 @@ def _return_before(grad_state_KV: Any, q_CK: Any, k_CK: Any, since_C: Any, grad_
 def _return_inside(
     grad_q_CK: Any, grad_k_CK: Any, of_scores_CC: Any, of_overlap_CC: Any, q_CK: Any, k_CK: Any, ahead: Any
 ) -> None:
-    """Add the gradients of queries and keys that meet inside of the chunk."""
+    """Add the gradients of queries and keys from pairs of tokens inside the chunk."""
     add_lower_product(grad_q_CK, of_scores_CC, k_CK, ahead)
     add_lower_transposed(grad_k_CK, of_scores_CC, q_CK, ahead)
     add_lower_product(grad_k_CK, of_overlap_CC, k_CK, ahead)
@@ -213,16 +213,16 @@ def _return_inside(
 
 @inner
 def _fill_known(x_V: Any, v_V: Any, beta: Any, since: Any) -> None:
-    """Turn what a key reads from the state into the right side of its equation."""
+    """Turn the value that a key reads from the state into the right-hand side of its equation."""
     for d in range(len(x_V)):
         x_V[d] = beta * (v_V[d] - since * x_V[d])
 
 
 @inner
 def _fill_lower(lower_CC: Any, overlap_CC: Any, beta_C1: Any) -> None:
-    """Fill the matrix of the triangular system without its diagonal, times -1; 0 on and above the diagonal.
+    """Fill minus the strictly lower part of the triangular system's matrix; 0 on and above the diagonal.
 
-    From the gradients of that matrix it makes those of the overlap.
+    Given the gradients of that matrix instead of the overlap, it fills the gradients of the overlap.
     """
     for i in range(CHUNK):
         fill_multiple(lower_CC[i], overlap_CC[i], -beta_C1[i, 0])

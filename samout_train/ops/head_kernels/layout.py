@@ -1,19 +1,19 @@
-"""Lay out what the CPU's kernels of recurrences over matrices read and write.
+"""Lay out the tensors that the CPU kernels for recurrences over matrices read and write.
 
-A kernel reads rows at any distance, each of adjacent numbers. What it writes lies as (B, T, H, width), so that the
-heads of a token are adjacent, as the projections before and after have them.
+A kernel reads rows with any stride; the numbers within a row are adjacent. It writes in the order (B, T, H, width), so
+that the heads of a token are adjacent, as in the projections before and after.
 """
 
 # B batch, H heads, T time
 
 from torch import Tensor
 
-CHUNK = 16  # tokens that a kernel takes together
-LANES = 8  # numbers of a vector
+CHUNK = 16  # tokens that a kernel processes together
+LANES = 8  # numbers in a vector
 
 
 def padded(width: int) -> int:
-    """Return a width of whole vectors."""
+    """Round a width up to whole vectors."""
     return (width + LANES - 1) // LANES * LANES
 
 

@@ -1,4 +1,4 @@
-"""Register the kernels as an operator of torch, for autograd and torch.compile.
+"""Register the kernels as a torch operator, for autograd and torch.compile.
 
 There is no second derivative.
 """
@@ -26,7 +26,7 @@ def fused_chunks(
     state_BHKV: Tensor | None,
     beta_BHT: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return what `by_chunks` does: of the delta rule where there is a beta, else of linear attention; all float32."""
+    """Return the results of `by_chunks`, in float32: of the delta rule if there is a beta, else of linear attention."""
     if state_BHKV is not None:
         state_BHKV = state_BHKV.contiguous()
     log_decay = log_decay.expand(len(q_BHTK), *log_decay.shape[1:])
@@ -43,7 +43,7 @@ def fused_chunks(
 
 
 def _kind(log_decay: Tensor, beta_BHT: Tensor | None) -> Any:
-    """Return the module of a kind's kernels, which needs numba."""
+    """Return the module with the kernels of a kind of recurrence; it needs numba."""
     from samout_train.ops.head_kernels import channel_decay, delta_rule, scalar_decay
 
     if beta_BHT is not None:
@@ -67,7 +67,7 @@ def _recur(
     beta_BHT: Tensor | None,
     state_BHKV: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return o, the last state, the states before each chunk and after the last, and what else is kept of a chunk."""
+    """Return o, the last state, the states before each chunk and after the last, and the chunks' other kept values."""
     return _forward(q_BHTK, k_BHTK, v_BHTV, log_decay, beta_BHT, state_BHKV, keeps=True)
 
 
@@ -104,7 +104,7 @@ def _recur_backward(
     grad_o_BHTV: Tensor,
     grad_last_BHKV: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of q, k, v, the log-decay, beta (of no numbers without one) and the state."""
+    """Return the gradients of q, k, v, the log-decay, beta (empty without one) and the state."""
     inputs = (q_BHTK, k_BHTK, v_BHTV, log_decay, beta_BHT, state_BHKV)
     return _backward_by_kernel(*inputs, before, kept, grad_o_BHTV, grad_last_BHKV)
 

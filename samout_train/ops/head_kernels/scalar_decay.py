@@ -2,7 +2,7 @@
 
     P = lower(Q K^T) G;   O = P V + (Q exp(b)) S;   S <- exp(B) S + (K exp(B - b))^T V
 
-The forward pass keeps P and the state before each chunk. Of G = exp(b_i - b_j), see decays.py.
+The forward pass keeps P and the state before each chunk. decays.py computes G = exp(b_i - b_j).
 """
 
 # C tokens of a chunk, K width of a key, V width of a value

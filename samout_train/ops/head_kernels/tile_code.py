@@ -1,8 +1,8 @@
-"""Generate the machine code of tiles of a product, of transposed tiles and of copies, for numba kernels.
+"""Generate machine code for tiles of a product, for transposed tiles and for copies in numba kernels.
 
 A product keeps a tile of its result in registers while it walks through the depth: 4 rows by 16 columns, or 8 by 32
-where the processor has AVX-512, which has twice as many registers, each twice as wide. Both add up in the same order,
-so they give the same numbers. A tile also prefetches from a queue of blocks, see tiles.py.
+with AVX-512, which has twice as many registers, each twice as wide. Both sum in the same order, so they give the same
+numbers. A tile also prefetches from a queue of blocks, see tiles.py.
 """
 
 from collections.abc import Callable
@@ -21,8 +21,8 @@ ROWS = 4  # of the lowest tile
 TALL = 8 if WIDE > LANES else ROWS  # rows of the highest tile
 SPREAD = WIDE > LANES  # whether a tile prefetches a line at each of its steps
 LINE, LINES = 64, 4  # bytes of a cache line, and lines of a block
-BLOCKS = 2  # that a tile prefetches at once
-POSITION, END, FIRST = 0, 1, 2  # of a queue: its next block, its end, and the place of the first one
+BLOCKS = 2  # blocks that a tile prefetches at once
+POSITION, END, FIRST = 0, 1, 2  # places in a queue: of its position, its end, and its first block
 FLOAT, INDEX = ir.FloatType(), ir.IntType(64)
 VECTOR = ir.VectorType(FLOAT, LANES)
 
@@ -69,14 +69,14 @@ def _prefetch_at_once(builder: Any, queue: Any) -> None:
 
 
 def _prefetch_at_step(builder: Any, queue: Any, position: Any, end: Any, step: Any) -> None:
-    """Prefetch a line of a queue at a step of a tile; behind its end, the first block again, which has no effect."""
+    """Prefetch a line of a queue at a step of a tile; past its end, repeat the first block, which has no effect."""
     place = builder.add(position, builder.udiv(step, _index(LINES)))
     place = builder.select(builder.icmp_signed("<", place, end), place, _index(FIRST))
     _prefetch(builder, builder.load(builder.gep(queue, [place])), builder.urem(step, _index(LINES)))
 
 
 def _add_outer(builder: Any, sums: list[Any], column_a: list[Any], rows_b: list[Any]) -> list[Any]:
-    """Return the vectors of a tile and the products of the numbers at some places with those of B."""
+    """Return the sums of a tile plus the outer product of a column of A and a row of B."""
     added = []
     for row, place in enumerate(column_a):
         number = _spread(builder, builder.load(place, align=4), rows_b[0].type)
@@ -87,16 +87,16 @@ def _add_outer(builder: Any, sums: list[Any], column_a: list[Any], rows_b: list[
 
 
 def _generate_tile(rows: int, vectors: int, lanes: int) -> Callable[..., Any]:
-    """Return a generator of code for rows of so many vectors: out = factor * begun + A B, by addresses.
+    """Return a generator of code for a tile of rows of vectors: out = factor * begun + A B, by addresses.
 
-    Where `begun` is 0, the sum begins with zeros. A tile prefetches from a queue, see `new_queue`: a line at each step
-    where vectors are so wide that a step has time for it, else some blocks at once.
+    If `begun` is 0, the sum starts at zero. A tile prefetches from a queue, see `new_queue`: with wide vectors each
+    step has time for one line; otherwise the tile prefetches some blocks at once.
     """
     kind = ir.VectorType(FLOAT, lanes)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         out, begun, factor, out_row, a, a_row, a_column, b, b_row, depth, ahead = arguments
-        builder.function.attributes.add("noinline")  # copies of it at each call take long to compile
+        builder.function.attributes.add("noinline")  # inlined copies take long to compile
         out, begun, a, b = (builder.inttoptr(address, FLOAT.as_pointer()) for address in (out, begun, a, b))
         offsets = [
             builder.add(builder.mul(_index(row), out_row), _index(lanes * part))
@@ -151,7 +151,7 @@ TILE = types.void(*[types.int64] * 2, types.float32, *[types.int64] * 8)
 
 
 def tile(rows: int, vectors: int, lanes: int) -> Any:
-    """Return a function that computes a tile, by addresses and by distances in numbers, see `product_at`."""
+    """Return a function that computes a tile from addresses and strides, in numbers; see `product_at`."""
 
     @intrinsic
     def compute(
@@ -175,7 +175,7 @@ def tile(rows: int, vectors: int, lanes: int) -> Any:
 
 @intrinsic
 def transpose_tile(typing_context: Any, out: Any, out_row: Any, a: Any, a_row: Any) -> Any:
-    """Transpose LANES x LANES numbers in registers: pairs of rows, pairs of pairs, and halves change places."""
+    """Transpose LANES x LANES numbers in registers: interleave pairs of rows, then pairs of pairs, then halves."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         out, out_row, a, a_row = arguments

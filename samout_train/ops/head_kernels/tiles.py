@@ -27,10 +27,10 @@ from samout_train.ops.head_kernels.tile_code import (
 from samout_train.ops.numba_support import _pointer
 
 LAST = 512  # the end of a queue's places for blocks
-# Decorates the parts of a kernel, which has the cache and the way in from Python.
+# Options for the parts of a kernel: only the kernel itself needs a cache and an entry point from Python.
 NO_WRAPPERS = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 inner = numba.njit(**NO_WRAPPERS)
-inlined = numba.njit(**NO_WRAPPERS, inline="always")  # takes functions as arguments, which else prevent the cache
+inlined = numba.njit(**NO_WRAPPERS, inline="always")  # takes functions as arguments, which otherwise prevent caching
 contracted = numba.njit(**NO_WRAPPERS, fastmath={"contract"})  # a product and a sum are rounded once
 # Reassociation lets a sum run in vectors. NaN and infinity keep their meaning.
 reassociated = numba.njit(**NO_WRAPPERS, fastmath={"reassoc", "contract"})
@@ -38,15 +38,15 @@ reassociated = numba.njit(**NO_WRAPPERS, fastmath={"reassoc", "contract"})
 
 @inner
 def padded(width: Any) -> Any:
-    """Return a width of whole vectors."""
+    """Round a width up to whole vectors."""
     return (width + LANES - 1) // LANES * LANES
 
 
 @inner
 def new_queue() -> Any:
-    """Return a queue of addresses of blocks to prefetch, at first of none.
+    """Return an empty queue for the addresses of blocks to prefetch.
 
-    An address may lie outside of a tensor or of all memory: prefetching it has no effect.
+    An address may lie outside its tensor, or be invalid: prefetching it then has no effect.
     """
     queue = np.zeros(LAST + BLOCKS, np.int64)
     clear_queue(queue)
@@ -61,7 +61,7 @@ def clear_queue(queue: Any) -> None:
 
 @inner
 def append(queue: Any, address: Any, row: Any, count: Any, width: Any) -> None:
-    """Append rows at a distance of `row` numbers to a queue, as long as there is a place."""
+    """Append rows with a stride of `row` numbers to a queue, until it is full."""
     for i in range(count):
         for j in range(0, width, LINE * LINES // 4):
             if queue[END] < LAST:
@@ -70,7 +70,7 @@ def append(queue: Any, address: Any, row: Any, count: Any, width: Any) -> None:
 
 
 def _strip(height: int) -> Any:
-    """Return a function that computes rows of a product, as many as a tile has, see `product_at`."""
+    """Return a function that computes `height` rows of a product, the rows of a tile; see `product_at`."""
     wide, one, narrow = tile(height, 2, WIDE), tile(height, 1, WIDE), tile(height, 1, LANES)
 
     def strip(
@@ -101,9 +101,8 @@ def _strip(height: int) -> Any:
                 narrow(at, from_at, factor, out_row, a, a_row, a_column, b_now, b_row, depth, ahead)
                 column += LANES
 
-    # numba names machine code by the function's name and a number that each process counts for itself. With one name,
-    # the strips of kernels that several processes cached could have the same symbol, and the first one loaded would
-    # stand for both.
+    # numba names machine code after the function and a counter of the process. With one name, strips of different
+    # heights that several processes cached could have the same symbol, and the first one loaded would serve for both.
     strip.__name__ = strip.__qualname__ = f"strip_of_{height}"
     return inner(strip)
 
@@ -128,14 +127,14 @@ def product_at(
     depth: Any,
     ahead: Any,
 ) -> None:
-    """Store factor * begun + A B, by addresses and by distances in numbers.
+    """Store factor * begun + A B, by addresses and by strides in numbers.
 
     Args:
-        begun: Address of a matrix with rows at the distance of those of the result; 0 for zeros.
-        rows: Of the result; a multiple of ROWS.
-        columns: Of the result; a multiple of LANES.
-        depth: Of the sum, at least 1.
-        ahead: Address of a queue of what to prefetch.
+        begun: Address of a matrix whose rows have the stride of the result's; 0 for zeros.
+        rows: Rows of the result; a multiple of ROWS.
+        columns: Columns of the result; a multiple of LANES.
+        depth: Number of terms of a sum, at least 1.
+        ahead: Address of a queue of blocks to prefetch.
     """
     row = 0
     while row < rows:
@@ -171,7 +170,7 @@ def add_product(out: Any, a: Any, b: Any, ahead: Any) -> None:
 
 @inner
 def fill_with_outer(out: Any, begun: Any, factor: Any, a: Any, b: Any, ahead: Any) -> None:
-    """Fill out with a multiple of a matrix, none where the factor is 0, and A^T B."""
+    """Fill out with factor * begun + A^T B; with a factor of 0, `begun` is not read."""
     size, width = out.shape
     at = begun.ctypes.data if factor != 0 else 0
     product_at(
@@ -225,7 +224,7 @@ def _copy_row(out: Any, given: Any, width: Any) -> None:
 
 @inner
 def load(out: Any, address: Any, row: Any, count: Any, width: Any) -> None:
-    """Fill `width` columns of `count` rows from rows at a distance of `row` numbers, and the rest with zeros."""
+    """Load `count` rows of `width` numbers, with a stride of `row` numbers; fill the rest with zeros."""
     for i in range(count):
         _copy_row(out.ctypes.data + 4 * i * out.shape[1], address + 4 * i * row, width)
         for j in range(width, out.shape[1]):
@@ -237,7 +236,7 @@ def load(out: Any, address: Any, row: Any, count: Any, width: Any) -> None:
 
 @inner
 def store(a: Any, address: Any, row: Any, count: Any, width: Any) -> None:
-    """Copy the first `count` rows to rows at a distance of `row` numbers."""
+    """Store `width` numbers of the first `count` rows, with a stride of `row` numbers."""
     for i in range(count):
         _copy_row(address + 4 * i * row, a.ctypes.data + 4 * i * a.shape[1], width)
 
@@ -259,7 +258,7 @@ def dot(a: Any, b: Any) -> Any:
 
 @inner
 def fill_multiple(out: Any, a: Any, factor: Any) -> None:
-    """Fill a row with a multiple of one."""
+    """Fill a row with a multiple of another."""
     for j in range(len(out)):
         out[j] = factor * a[j]
 
@@ -274,7 +273,7 @@ def scale_into(out: Any, a: Any, factors: Any) -> None:
 @inner
 def scale(a: Any, factors: Any) -> None:
     """Multiply each row by its factor."""
-    for i in range(len(a)):  # in place: a loop from a row to itself does not run in vectors
+    for i in range(len(a)):  # not `scale_into(a, a, factors)`, whose loop from a row to itself does not run in vectors
         factor = factors[i]
         for j in range(a.shape[1]):
             a[i, j] *= factor
@@ -282,7 +281,7 @@ def scale(a: Any, factors: Any) -> None:
 
 @inner
 def clear(a: Any) -> None:
-    """Fill with zeros; as a loop, which is less code than the assignment to a slice."""
+    """Fill with zeros, in a loop, which compiles to less code than assigning to a slice."""
     for i in range(len(a)):
         for j in range(a.shape[1]):
             a[i, j] = 0
@@ -290,14 +289,14 @@ def clear(a: Any) -> None:
 
 @inner
 def fill_row(out: Any, a: Any, b: Any) -> None:
-    """Fill a row with the products of two."""
+    """Fill a row with the elementwise product of two rows."""
     for j in range(len(out)):
         out[j] = a[j] * b[j]
 
 
 @inner
 def multiply_into(out: Any, a: Any, b: Any) -> None:
-    """Fill out with products of elements."""
+    """Fill out with the elementwise product of A and B."""
     for i in range(len(a)):
         fill_row(out[i], a[i], b[i])
 
@@ -325,6 +324,6 @@ def add_multiple(out: Any, a: Any, factor: Any) -> None:
 
 @inner
 def fill_with_transposed(out_CK: Any, state_KV: Any, columns_VC: Any, spare_KC: Any, ahead: Any) -> None:
-    """Fill out with A S^T from A^T."""
+    """Fill out with A S^T, given A^T."""
     fill_product(spare_KC, state_KV, columns_VC, ahead)
     transpose(out_CK, spare_KC)

@@ -1,11 +1,12 @@
-"""Walk through the chunks of a head with its matrix, the state, in the cache: what all kinds of recurrence share.
+"""Walk through the chunks of a head, with its state matrix in the cache: the loop that all kinds of recurrence share.
 
 A task is one head of one sequence: forward from the first chunk of 16 tokens to the last, backward from the last to
 the first. The walk loads the rows of a chunk and stores the results; a kind computes a chunk. Each kind compiles to
-machine code with one entry, `run` calls it by its address: numba would compile a body of a parallel loop three times.
+machine code with one entry point, which `_run_heads` calls by address, because numba would compile the body of a
+parallel loop three times.
 
-The products of a chunk prefetch what the walk reads and writes at the next one, some lines per tile: all at once, or
-left to the processor, a fifth to a quarter of the time was spent waiting for memory.
+While the products of a chunk run, each tile prefetches some lines that the walk reads or writes at the next chunk. With
+all prefetches at once, or left to the processor, a fifth to a quarter of the time was spent waiting for memory.
 """
 
 # C tokens of a chunk, K width of a key, V width of a value
@@ -37,17 +38,17 @@ from samout_train.ops.head_kernels.tiles import (
 )
 from samout_train.ops.numba_support import _pointer, cache_of, call_at, compiled, num_threads
 
-# The tensors of a kernel, in the order of their addresses: inputs, outputs, what is kept, and for the backward pass.
+# The tensors of a kernel, in the order of their addresses: inputs, outputs, kept values, gradients.
 Q, K, V, DECAY, BETA, STATE, OUT, LAST, BEFORE, KEPT = range(10)
 GRAD_OUT, GRAD_LAST, GRAD_Q, GRAD_K, GRAD_V, GRAD_DECAY, GRAD_BETA, GRAD_STATE = range(10, 18)
 TENSORS = 18
 
 
 class ForwardChunk(NamedTuple):
-    """A chunk on the way forward.
+    """A chunk in the forward pass.
 
-    `here` are the addresses of its first rows, `step` the distances of rows, `ahead` the address of a queue of what its
-    products prefetch.
+    `here` holds the addresses of its first rows, `step` the strides of rows, and `ahead` the address of the queue that
+    its products prefetch from.
     """
 
     here: Any
@@ -65,9 +66,9 @@ class ForwardChunk(NamedTuple):
 
 
 class BackwardChunk(NamedTuple):
-    """A chunk on the way back; `is_last` says that nothing reads the state after it.
+    """A chunk in the backward pass; `is_last` is true if nothing reads the state after it.
 
-    In memory the keys follow the queries, and the gradients of the values those of the outputs; see `with_adjacent`.
+    In memory, the keys follow the queries, and the gradients of v follow those of o; see `with_adjacent`.
     """
 
     here: Any
@@ -87,7 +88,7 @@ class BackwardChunk(NamedTuple):
 
 
 class HeadKernel:
-    """A function (addresses, distances, task, heads, time, keys, values) as machine code, cached on disk."""
+    """A function (addresses, strides, task, heads, time, keys, values) as machine code, cached on disk."""
 
     SIGNATURE = types.void(*[types.int64] * 7)
 
@@ -104,7 +105,7 @@ class HeadKernel:
         return code
 
     def __call__(self, *tensors: Tensor | None) -> None:
-        """Run all heads on tensors (B, H, rows, ...), numbered from Q on; a missing one may be None."""
+        """Run all heads on tensors (B, H, rows, ...), in the order from Q on; None for a missing tensor."""
         q_BHTK, v_BHTV = tensors[Q], tensors[V]
         assert q_BHTK is not None and v_BHTV is not None
         at, steps = np.zeros(TENSORS, np.int64), np.zeros((TENSORS, 3), np.int64)
@@ -143,26 +144,26 @@ def rows(width: Any) -> Any:
 
 @inner
 def _adjacent_rows(width: Any) -> Any:
-    """Return two buffers of rows, of which the second follows the first in memory."""
+    """Return two buffers of rows; the second follows the first in memory."""
     both = np.zeros((2 * CHUNK, width), np.float32)
     return both[:CHUNK], both[CHUNK:]
 
 
 @inner
 def with_adjacent(a: Any) -> Any:
-    """Return the rows of a buffer and of the one that follows it, as one matrix."""
+    """Return a buffer and the one that follows it in memory as one matrix."""
     return matrices_at(a.ctypes.data, 1, 2 * len(a), a.shape[1])[0]
 
 
 @inner
 def _own_places(at: Any, steps: Any, task: Any, heads: Any) -> Any:
-    """Return the addresses of the tensors of one head of one sequence, 0 for a missing one; and their rows' distances.
+    """Return the addresses of one head's tensors, 0 for a missing tensor, and the strides of their rows.
 
     Args:
         at: Address of the addresses.
-        steps: Address of the distances along B, H and rows.
+        steps: Address of the strides along B, H and rows.
         task: Number of the head.
-        heads: Of a sequence.
+        heads: Heads of a sequence.
     """
     given, strides = numba.carray(_pointer(at), TENSORS, np.int64), numba.carray(_pointer(steps), 3 * TENSORS, np.int64)
     own, step = np.zeros(TENSORS, np.int64), np.zeros(TENSORS, np.int64)
@@ -183,7 +184,7 @@ def _fill_here(here: Any, own: Any, step: Any, chunk: Any) -> None:
 
 @inner
 def _queue_next(queue: Any, here: Any, step: Any, keys: Any, values: Any) -> None:
-    """Fill a queue with the rows of the next chunk on the way forward."""
+    """Fill a queue with the rows of the next chunk in the forward pass."""
     clear_queue(queue)
     for tensor in (Q, K):
         append(queue, here[tensor] + 4 * CHUNK * step[tensor], step[tensor], CHUNK, keys)
@@ -193,7 +194,7 @@ def _queue_next(queue: Any, here: Any, step: Any, keys: Any, values: Any) -> Non
 
 @inner
 def _queue_previous(queue: Any, here: Any, step: Any, keys: Any, values: Any, state_KV: Any) -> None:
-    """Fill a queue with the next chunk on the way back: its state, what else was kept, and its rows."""
+    """Fill a queue with the next chunk in the backward pass: its state, its other kept values, and its rows."""
     clear_queue(queue)
     append(queue, state_KV.ctypes.data - 4 * state_KV.size, 0, 1, state_KV.size)
     append(queue, here[KEPT] - 4 * step[KEPT], 0, 1, step[KEPT])
@@ -207,13 +208,13 @@ def _queue_previous(queue: Any, here: Any, step: Any, keys: Any, values: Any, st
 def walk_forward(
     at: Any, steps: Any, task: Any, heads: Any, time: Any, keys: Any, values: Any, compute: Any, scratch: Any
 ) -> None:
-    """Compute the outputs of a head and its last state; keep the states before each chunk if there is a place.
+    """Compute the outputs of a head and its last state; keep the states before each chunk if a tensor takes them.
 
     Args:
         at: Address of the tensors' addresses.
-        steps: Address of their distances.
+        steps: Address of their strides.
         task: Number of the head.
-        heads: Of a sequence.
+        heads: Heads of a sequence.
         time: Tokens.
         keys: Width of a key.
         values: Width of a value.
@@ -257,10 +258,10 @@ def walk_backward(
     """Compute the gradients of a head.
 
     Args:
-        at: As for `walk_forward`, as all that follow.
-        steps: Address of distances.
+        at: Address of the tensors' addresses.
+        steps: Address of their strides.
         task: Number of the head.
-        heads: Of a sequence.
+        heads: Heads of a sequence.
         time: Tokens.
         keys: Width of a key.
         values: Width of a value.

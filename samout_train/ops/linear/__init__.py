@@ -86,7 +86,7 @@ def _is_a_matter_of_reading(x: Tensor, weight_NK: Tensor) -> bool:
 
 
 def linear_into(out_MN: Tensor, x_MK: Tensor, weight_NK: Tensor) -> None:
-    """Fill a matrix with x W^T, as `linear` makes it, without gradients; all three have one dtype."""
+    """Fill a matrix with x W^T, computed like `linear` but without gradients; all three tensors have one dtype."""
     if chosen_products().many == "onednn" and _is_plain_float32_on_cpu(x_MK, weight_NK) and has_onednn():
         out_MN.copy_(linear(x_MK, weight_NK))
     else:

@@ -1,8 +1,8 @@
 """Copy weights once for the products of one step: summed, side by side, in the precision of the products.
 
-A step makes them with `weight_copies`; inside of it, `linear` and `stacked_linear` use them in each micro-step and
-chunk. Two launches fill all copies. Gradients reach the parameters in float32: the product itself writes them in that
-precision, so that nothing is cast.
+A step makes them with `weight_copies`; in that context, `linear` and `stacked_linear` use them in each micro-step and
+chunk. At most three launches fill all copies. Gradients reach the parameters in float32: the product itself writes them
+in that precision, so that nothing is cast.
 """
 
 # M rows, N outputs, K inputs
@@ -26,7 +26,7 @@ class Stack:
     Args:
         parameters: All parameters.
         blocks: For each block, one or two pairs: the number of a parameter, and the number of its part.
-        parts: Parts of each parameter, equally high.
+        parts: Number of parts of each parameter, all of the same height.
         scale: A factor on each sum.
         biases: Biases of the blocks; empty for none.
     """
@@ -38,7 +38,7 @@ class Stack:
     biases: Sequence[Tensor] = ()
 
     def terms(self) -> list[list[Tensor]]:
-        """Return, for each block, the weights whose sum it is."""
+        """Return, for each block, the weights that it sums."""
         parts = [parameter.detach().chunk(self.parts) for parameter in self.parameters]
         return [[parts[which][part] for which, part in block] for block in self.blocks]
 
@@ -56,8 +56,8 @@ class WeightCopies:
     """Hold the copies of a model's weights for products in one precision.
 
     Args:
-        model: The model. A module has the stack of `weight_stack` if its own class defines that method (a derived class
-            may compute something else); each other nn.Linear is a stack of its own if its weights are cast.
+        model: The model. A module's `weight_stack` counts only if its own class defines it, because a derived class may
+            compute something else. Every other nn.Linear is a stack of its own if its weights are cast.
         dtype: Precision of the products.
     """
 
@@ -141,12 +141,12 @@ def copy_of(weight: Tensor, dtype: torch.dtype) -> Copy | None:
 
 
 def found_copy(x: Tensor, weight: Tensor, *, blocks: int = 1) -> Copy | None:
-    """Return the copy for a product of x as autocast makes it, where gradients are recorded and the blocks are these.
+    """Return the copy for a product of x in autocast's precision, if gradients are recorded and `blocks` fits.
 
     Args:
         x: The input.
         weight: The first weight of the stack.
-        blocks: Blocks of outputs that the caller takes.
+        blocks: Number of blocks of outputs that the caller expects.
     """
     if _current is None or not torch.is_grad_enabled():
         return None
@@ -198,7 +198,7 @@ class _StackedLinear(torch.autograd.Function):
 
 
 def _spread(grad_NK: Tensor, stack: Stack) -> list[Tensor]:
-    """Return the gradients of a stack's parameters from that of its blocks."""
+    """Return the gradients of a stack's parameters, given the gradient of its blocks."""
     sizes = [len(block[0]) for block in stack.terms()]
     blocks = list(grad_NK.split(sizes))
     if stack.parts == 1:
@@ -208,7 +208,7 @@ def _spread(grad_NK: Tensor, stack: Stack) -> list[Tensor]:
     grads = [torch.empty_like(parameter) for parameter in stack.parameters]
     parts = [grad.chunk(stack.parts) for grad in grads]
     copied: dict[tuple[int, int], Tensor] = {}
-    targets, sources = [], []  # gradients of parts that are in one more block
+    targets, sources = [], []  # gradients of parts that also occur in another block
     for each, of in zip(blocks, stack.blocks, strict=True):
         for which, part in of:
             if (which, part) in copied:

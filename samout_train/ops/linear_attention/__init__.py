@@ -2,8 +2,8 @@
 
     S_t = Diag(a_t) S_{t-1} + k_t v_t^T,   o_t = S_t^T q_t
 
-The decay a_t, from 0 to 1, is given as its logarithm: none, a number for each head and token, or one for each key
-channel, too. It is what RetNet, GLA, Mamba-2, HGRN2 and mLSTM compute.
+The decay a_t, from 0 to 1, is given as its logarithm: none, one number per head and token, or one per head, token and
+key channel. RetNet, GLA, Mamba-2, HGRN2 and mLSTM compute this.
 """
 
 # B batch, H heads, T time, K width of a key, V width of a value
@@ -28,14 +28,14 @@ def linear_attention(
 ) -> tuple[Tensor, Tensor]:
     """Return the value that each token reads, and the state after the last one.
 
-    Computed in float32, or in float64 where the queries are that, and rounded once.
+    Computed in float32, or in float64 if the queries are float64, and rounded once.
 
     Args:
         q_BHTK: Queries, T at least 1.
         k_BHTK: Keys.
         v_BHTV: Values.
-        log_decay: log a, at most 0; (B, H, T) or (1, H, T), or with a number for each key channel (B, H, T, K). Minus
-            infinity drops what came before the token. None for no decay.
+        log_decay: log a, at most 0; (B, H, T) or (1, H, T), or (B, H, T, K) with one number per key channel. Minus
+            infinity erases everything before the token. None for no decay.
         state_BHKV: S before the first token; None for zero.
 
     Returns:

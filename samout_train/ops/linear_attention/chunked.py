@@ -1,4 +1,4 @@
-"""Compute decayed linear attention in chunks: matrix products inside a chunk, one update of the state between two.
+"""Compute decayed linear attention in chunks: matrix products inside chunks, one update of the state between them.
 
 With b the sum of log-decays from the start of a chunk of C tokens, B the sum over all of it:
 
@@ -6,10 +6,10 @@ With b the sum of log-decays from the start of a chunk of C tokens, B the sum ov
     O    = A V + (Q exp(b)) S
     S   <- exp(B) S + (K exp(B - b))^T V
 
-With one decay a head, the exponentials are a factor on Q K^T. With one a channel, pairs of tokens meet by halves of
-blocks (halves.py), with a product for each size of block and no array of C C K elements.
+With one decay per head, the exponentials are a factor on Q K^T. With one per channel, tokens are paired by halves of
+blocks (halves.py), which takes one product per size of block and no array of C C K elements.
 
-Source: Yang et al., Gated Linear Attention Transformers (arXiv 2312.06635), section 4, the chunk form; the meeting by
+Source: Yang et al., Gated Linear Attention Transformers (arXiv 2312.06635), section 4, the chunk form; the pairing by
 halves is the divide and conquer of a prefix sum.
 """
 

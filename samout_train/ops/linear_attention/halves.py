@@ -5,9 +5,9 @@ the sum from the earlier one to the middle (`until`) plus the sum from the middl
 
     Q' = Q_second exp(since);   K' = K_first exp(until);   O_second += (Q' K'^T) V_first
 
-A block of twice the size has longer sums in its halves: the second half adds the sum of all of the first one to its
-`since`, and the first half that of the second one to its `until`. The backward pass undoes this from the largest block
-to the smallest. Everything is added up in place; only the exponentials of each size are kept.
+For blocks of twice the size these sums become longer: the second half adds the sum over the whole first half to its
+`since`, and the first half adds that over the second to its `until`. The backward pass undoes this from the largest
+block to the smallest. Everything is added up in place; only the exponentials of each size are kept.
 """
 
 # C tokens of a chunk, S tokens of half a block, K width of a key, V width of a value, R all leading dimensions
@@ -20,9 +20,9 @@ from torch.autograd.function import once_differentiable
 
 
 def read_by_halves(q_RCK: Tensor, k_RCK: Tensor, v_RCV: Tensor, log_decay_RCK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the values read, and log-decays summed up to each token, and after each token to the end of the chunk.
+    """Return the values read, and the log-decays summed up to each token and from there to the end of the chunk.
 
-    C is a power of two. There are no gradients of gradients.
+    C is a power of two. There is no second derivative.
     """
     found: tuple[Tensor, Tensor, Tensor] = _ReadByHalves.apply(q_RCK, k_RCK, v_RCV, log_decay_RCK)
     return found
@@ -35,14 +35,14 @@ def _halves(x_RCK: Tensor, half: int) -> tuple[Tensor, Tensor]:
 
 
 def _scores(q_SK: Tensor, k_SK: Tensor) -> Tensor:
-    """Return Q K^T; of single tokens as a sum."""
+    """Return Q K^T, for single tokens as a sum."""
     if q_SK.shape[-2] == 1:
         return (q_SK * k_SK).sum(-1, keepdim=True)
     return q_SK @ k_SK.transpose(-1, -2)
 
 
 def _weighted(scores_SS: Tensor, v_SV: Tensor) -> Tensor:
-    """Return the product of scores and values; of one or two tokens as a sum, which is less work than a product."""
+    """Return the product of scores and values, for one or two tokens as a sum, which is less work."""
     if v_SV.shape[-2] > 2:
         return scores_SS @ v_SV
     total_SV = scores_SS[..., :1] * v_SV[..., :1, :]
@@ -80,7 +80,7 @@ class _ReadByHalves(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_o: Tensor, grad_since: Tensor, grad_until: Tensor) -> tuple[Tensor, ...]:
-        """Go from the whole chunk to blocks of two tokens; the gradients of the sums end as those of their terms."""
+        """Go from the whole chunk to blocks of two tokens; gradients of sums turn into gradients of their terms."""
         q_RCK, k_RCK, v_RCV, *decays = ctx.saved_tensors
         grad_o = grad_o.contiguous()
         grad_since = grad_since.clone(memory_format=torch.contiguous_format)

@@ -127,7 +127,7 @@ def _forward_at(
     parts: int,
     parallel: bool,
 ) -> None:
-    """Run `_forward` on arrays at addresses. A state at 0 is minus infinity."""
+    """Run `_forward` on arrays at addresses. Address 0 of the state stands for minus infinity."""
     _forward(
         form,
         array_at(packed, (batch, time, streams), element),
@@ -160,7 +160,7 @@ def _backward_at(
     parts: int,
     parallel: bool,
 ) -> None:
-    """Run `_backward` on arrays at addresses. A gradient of the last maximum at 0 is 0."""
+    """Run `_backward` on arrays at addresses. Address 0 of the last maximum's gradient stands for zeros."""
     _backward(
         form,
         array_at(packed, (batch, time, streams), element),
@@ -178,7 +178,7 @@ def _backward_at(
 
 @compiled()
 def _or_full(address: int, shape: tuple[int, int], value: float) -> Any:
-    """Return the float32 array at an address, or where that is 0 one of this value."""
+    """Return the float32 array at an address; for address 0, a new one filled with `value`."""
     if address:
         return array_at(address, shape, np.float32(0))
     return np.full(shape, np.float32(value))
@@ -324,7 +324,7 @@ def _write(values: Any, out: Any) -> None:
 
 @compiled(error_model="numpy")
 def _scan(d: Any, a: Any, m: Any, y: Any) -> None:
-    """Make one step of the recurrence, in place of `m`, and write y."""
+    """Advance `m` by one step of the recurrence, in place, and write y."""
     for j in range(len(m)):
         now = _maximum(m[j], d, a, j)
         m[j] = now
@@ -333,7 +333,7 @@ def _scan(d: Any, a: Any, m: Any, y: Any) -> None:
 
 @compiled(error_model="numpy")
 def _v8(e: Any, c: Any, d: Any, a: Any, m: Any, y: Any) -> None:
-    """Make one step of the recurrence, in place of `m`, and write y."""
+    """Advance `m` by one step of the recurrence, in place, and write y."""
     for j in range(len(m)):
         now = _maximum(m[j], d, a, j)
         m[j] = now
@@ -342,7 +342,7 @@ def _v8(e: Any, c: Any, d: Any, a: Any, m: Any, y: Any) -> None:
 
 @compiled(error_model="numpy")
 def _v1(b: Any, c: Any, d: Any, a: Any, m: Any, y: Any) -> None:
-    """Make one step of the recurrence, in place of `m`, and write y."""
+    """Advance `m` by one step of the recurrence, in place, and write y."""
     for j in range(len(m)):
         now = _maximum(m[j], d, a, j)
         m[j] = now
@@ -351,7 +351,7 @@ def _v1(b: Any, c: Any, d: Any, a: Any, m: Any, y: Any) -> None:
 
 @compiled(error_model="numpy")
 def _scan_gradients(d: Any, m: Any, g: Any, carry: Any, grad_d: Any) -> None:
-    """Write the gradients, from `g`, that of y, and `carry`, that of the maximum from later rows; update `carry`."""
+    """Write the gradients, given that of y, `g`, and that of the maximum from later rows, `carry`; update `carry`."""
     for j in range(len(m)):
         x, r = widen(d[j]), carry[j] + widen(g[j])
         is_new = (x == m[j]) or (x != x)

@@ -52,7 +52,7 @@ def rows_a_chunk(batch: int, time: int, width: int, enough: int) -> int:
 
 
 def _or_any(given: Tensor | None, other: Tensor) -> Tensor:
-    """Return what is given, or for its argument any tensor, which a kernel without it does not read."""
+    """Return the given tensor, or else any tensor for an argument that the kernel then does not read."""
     if given is None:
         return other
     return given

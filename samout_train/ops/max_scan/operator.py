@@ -1,7 +1,7 @@
 """Register the fused kernels as torch operators for autograd and torch.compile.
 
-The backward pass saves the inputs and the maximum before every few rows, and recomputes the rest. There is no second
-derivative.
+The forward pass saves the inputs and the maximum before every few rows, and the backward pass recomputes the rest.
+There is no second derivative.
 """
 
 # B batch, T time, D width, P packed: the streams side by side, N blocks of rows
@@ -26,7 +26,7 @@ def fused_max_mix(
     if state_BD is not None:
         state_BD = state_BD.float().contiguous()
     given = (packed_BTP.contiguous(), state_BD, decay_BTD, form)
-    # Only what is traced needs a torch operator: the way through one takes the host longer than a small kernel.
+    # Only tracing needs a torch operator: a call through one takes the host longer than a small kernel.
     if is_traced(packed_BTP):
         y_BTD, last_BD, _ = _max_mix(*given)
         return y_BTD, last_BD

@@ -49,7 +49,7 @@ def max_mix(packed_BTP: Tensor, state_BD: Tensor, decay_BTD: Tensor | None, form
 
 def _running_maximum(d_BTD: Tensor, state_BD: Tensor, decay_BTD: Tensor | None) -> Tensor:
     if decay_BTD is None:
-        if d_BTD.shape[1] == 1 and not torch.is_grad_enabled():  # torch.maximum would share the gradient of a tie
+        if d_BTD.shape[1] == 1 and not torch.is_grad_enabled():  # torch.maximum would split the gradient of a tie
             return torch.maximum(d_BTD, state_BD.unsqueeze(1))
         with_state_BSD = torch.cat([state_BD.unsqueeze(1), d_BTD], dim=1)
         return with_state_BSD.cummax(dim=1).values[:, 1:]

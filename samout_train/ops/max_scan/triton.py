@@ -24,9 +24,10 @@ def _channels_of(D: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def _load_rows(rows, step: tl.constexpr, left, other: tl.constexpr, ROWS: tl.constexpr, WHOLE: tl.constexpr):
-    """Return ROWS rows as they are stored, from the pointers `rows` on, `other` where fewer are `left`.
+    """Return ROWS rows in their stored dtype, from the pointers `rows` on; `other` where fewer are `left`.
 
-    All loads go before stores, and what is computed converts a row to float32: a conversion waits for its load.
+    All loads come before stores. Rows are converted to float32 only where they are used, because a conversion waits for
+    its load.
     """
     loaded = ()
     for j in tl.static_range(ROWS):
@@ -65,7 +66,7 @@ def chunk_totals(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Store a chunk's `maxima` and `decays`: after the chunk, the maximum m before it is max(m + decays, maxima)."""
+    """Store a chunk's `maxima` and `decays`, which turn the maximum m before it into max(m + decays, maxima) after."""
     channels, inside = _channels_of(D, BLOCK)
     chunk, b = tl.program_id(1), tl.program_id(2).to(tl.int64)
     start = chunk * rows
@@ -114,7 +115,7 @@ def _tile_rows(
     ROWS: tl.constexpr,
     WHOLE: tl.constexpr,
 ):
-    """Load ROWS rows of d, then of the first stream and c where the form has them, then of the decay."""
+    """Load ROWS rows of d, then of the first stream and c if the form has them, then of the decay."""
     at = (b * time + t) * P + channels
     loaded = _load_rows(packed + at + P - D, P, left, float("-inf"), ROWS, WHOLE)
     if FORM != SCAN:
@@ -142,7 +143,7 @@ def _forward_tile(
     ROWS: tl.constexpr,
     WHOLE: tl.constexpr,
 ):
-    """Store ROWS rows of y, made from what `_tile_rows` loaded; return the maximum after them."""
+    """Store ROWS rows of y, computed from the rows that `_tile_rows` loaded; return the maximum after them."""
     tl.store(carries + (b * tl.cdiv(time, ROWS) + t // ROWS) * D + channels, m, mask=left > 0)
     for j in tl.static_range(ROWS):
         if HAS_DECAY:
@@ -174,7 +175,7 @@ def forward_chunk(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Run the forward pass of one chunk of one sequence, BLOCK channels."""
+    """Run the forward pass of one chunk of one sequence for BLOCK channels."""
     channels, inside = _channels_of(D, BLOCK)
     chunk, b = tl.program_id(1), tl.program_id(2).to(tl.int64)
     m = tl.full((BLOCK,), float("-inf"), tl.float32)
@@ -201,8 +202,8 @@ def forward_chunk(
         place = (b * tl.cdiv(time, ROWS) + whole // ROWS) * D + channels
         tl.store(carries + place, m, mask=inside)
         loaded = _tile_rows(packed, decay, whole, left, channels, b, time, FORM, HAS_DECAY, D, P, ROWS, False)
-        # Read behind a barrier, the maximum comes after all loads. Else ptxas computes with each row before it loads
-        # the next one, and their latencies come one after another.
+        # Reading the maximum behind a barrier puts it after all loads. Otherwise ptxas computes with each row before
+        # it loads the next one, and their latencies add up.
         tl.debug_barrier()
         m = tl.load(carries + place, mask=inside, other=0.0)
         m = _forward_tile(m, loaded, y, carries, whole, left, channels, b, time, FORM, HAS_DECAY, D, ROWS, False)
@@ -244,8 +245,9 @@ def _backward_tile(
     ROWS: tl.constexpr,
     WHOLE: tl.constexpr,
 ):
-    """Store the gradients of ROWS rows, from `r`, the gradient of the maximum after them; return that of the maximum
-    before them, the gradient of the last new maximum, and its row."""
+    """Store the gradients of ROWS rows, given `r`, the gradient of the maximum after them.
+
+    Return the gradient of the maximum before them, the gradient of the last new maximum, and its row."""
     packed, decay, carries, grad_y, grad_packed, grad_decay = pointers
     at, at_y = (b * time + t) * P + channels, (b * time + t) * D + channels
     d_rows = _load_rows(packed + at + P - D, P, left, float("-inf"), ROWS, WHOLE)
@@ -255,7 +257,7 @@ def _backward_tile(
     if FORM != SCAN:
         first_rows = _load_rows(packed + at, P, left, 0.0, ROWS, WHOLE)
         c_rows = _load_rows(packed + at + D, P, left, 0.0, ROWS, WHOLE)
-    # Without a barrier ptxas moves each load to its use, and their latencies come one after another.
+    # Without a barrier ptxas moves each load to its use, and their latencies add up.
     tl.debug_barrier()
     m = tl.load(carries + (b * tl.cdiv(time, ROWS) + t // ROWS) * D + channels, mask=left > 0, other=0.0)
     m_rows = ()
@@ -304,7 +306,7 @@ def backward_chunk(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Run the backward pass of one chunk of one sequence, BLOCK channels, without the gradients of later chunks."""
+    """Run the backward pass of one chunk of one sequence for BLOCK channels, without the gradients of later chunks."""
     channels, inside = _channels_of(D, BLOCK)
     chunk, b = tl.program_id(1), tl.program_id(2).to(tl.int64)
     start = chunk * rows

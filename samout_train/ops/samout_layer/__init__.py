@@ -19,13 +19,13 @@ from samout_train.ops.kernels import is_fused, products_dtype
 # Measured on two cores: with fewer elements, the overhead of an operator exceeds its gain.
 LEAST_ELEMENTS = {"cpu": 2**17, "cuda": 1}
 FUSED = {"cpu": (torch.float32, torch.bfloat16), "cuda": (torch.float32, torch.bfloat16, torch.float16)}
-MOST_WIDTH = 2**14  # of a blend: a program on CUDA has a whole position in registers
+MOST_WIDTH = 2**14  # of a blend: a program on CUDA holds a whole position in registers
 MOST_ROWS = 8  # rows of a step; with more, matrix products are faster
-COPIES = {"cuda"}  # elsewhere products under autocast cast what they read
+COPIES = {"cuda"}  # elsewhere products under autocast cast their inputs
 
 
 class Blended(NamedTuple):
-    """Hold a blend twice, as one kernel writes it.
+    """Hold a blend in two precisions, both written by one kernel.
 
     Args:
         x_BTD: In float32, for the next residual connection.
@@ -46,7 +46,7 @@ def gated(up_BTF: Tensor, gate_BTF: Tensor) -> Tensor:
 
 
 def gated_halves(packed_BTP: Tensor, *, silu: bool = False) -> Tensor:
-    """Return `gated` of up and gate side by side, which on CUDA are read where they are.
+    """Return `gated` of up and gate, which lie side by side; CUDA reads them in place.
 
     Args:
         packed_BTP: (B, T, 2 F).
@@ -80,7 +80,7 @@ def blended(f_BTD: Tensor, x_BTD: Tensor, alpha: Tensor, norm: nn.LayerNorm, dro
     elif device.type == "cpu":
         seed = torch.tensor(0)
     else:
-        seed = torch.empty((), dtype=torch.int64, device=device)  # read by nothing
+        seed = torch.empty((), dtype=torch.int64, device=device)  # nothing reads it
     dtype = products_dtype(x_BTD)
     copy = dtype if dtype != x_BTD.dtype and device.type in COPIES else None
     parameters = (alpha, norm.weight, norm.bias)
@@ -104,7 +104,7 @@ def blended_reference(
 
 
 def dropping(dropout: float) -> tuple[float, int]:
-    """Return the factor on elements that dropout keeps, and below which of 2^32 equally likely bits it drops one."""
+    """Return the factor of elements that dropout keeps, and the threshold below which 32 random bits drop one."""
     kept = 0.0
     if dropout < 1:
         kept = 1 / (1 - dropout)

@@ -243,7 +243,7 @@ def _blend_gradients_at(
 
 
 def _blending(alpha: Tensor, dropout: float, seed: Tensor) -> tuple[Any, ...]:
-    """Return alpha, and of dropout: the scale of kept elements, the threshold of 2^32, both halves of the seed."""
+    """Return alpha and, for dropout, the scale of kept elements, the threshold out of 2^32, and the seed's halves."""
     kept, threshold, high, low = 1.0, 0, 0, 0
     if dropout:
         kept, threshold = dropping(dropout)
@@ -363,7 +363,7 @@ def _through_blend(
     grad_f: Any,
     grad_x: Any,
 ) -> Any:
-    """Fill the gradients of one row of f and x; return its part of that of alpha."""
+    """Fill the gradients of one row of f and x; return the row's part of alpha's gradient."""
     for_alpha = np.float32(0)
     for j in range(len(z)):
         g = inverse * (grad[j] * weight[j] - means[0] - z[j] * means[1])

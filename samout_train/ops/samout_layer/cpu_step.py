@@ -34,7 +34,7 @@ def samout_step(
         state_BD: Maximum so far, float32.
         projection_PD: The projections a, b, c, d of V8, or a, b, c of V1, stacked.
         scale: Scale of V1's maximum; None for V8.
-        up: The feed-forward's matrix D to F, as are gate (under the relu) and, from F to D, down.
+        up: The feed-forward's matrix from D to F. gate (under the relu) also maps D to F, and down maps F to D.
         alpha: Share of the feed-forward's output, a scalar.
     """
     x_BD, state_BD = x_BD.contiguous(), state_BD.contiguous()
@@ -122,7 +122,7 @@ def _dot(row: Any, x: Any) -> Any:
 
 @compiled(error_model="numpy")
 def _normalise(y: Any, x: Any, norm: Any, bias: Any, eps: float) -> None:
-    """Replace y by x + LayerNorm(y). Inlined, numba would split its sums over threads."""
+    """Replace y by x + LayerNorm(y). If this were inlined, numba would split its sums over threads."""
     centred = y - y.mean()
     factor = np.float32(1 / np.sqrt((centred * centred).mean() + eps))
     for j in range(len(y)):

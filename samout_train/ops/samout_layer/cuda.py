@@ -1,7 +1,7 @@
 """The parts of a SamOut layer on CUDA, in float32, bfloat16 and float16. Needs triton.
 
-All is computed in float32. Dropout keeps the elements that cpu.py keeps for the same seed. Gradients of weight, bias
-and alpha are sums of a fixed number of programs, so that the same input gives the same bits.
+Everything is computed in float32. Dropout keeps the elements that cpu.py keeps for the same seed. Gradients of weight,
+bias and alpha are sums of a fixed number of programs, so that the same input gives the same bits.
 """
 
 # B batch, T time, D width, F inner width
@@ -68,9 +68,9 @@ def blend(
     statistics: Tensor,
     copy_BTD: Tensor | None = None,
 ) -> None:
-    """Fill y_BTD with LayerNorm(alpha * dropout(f) + (1 - alpha) * x) + x, and mean and inverse deviation (2, N).
+    """Fill y_BTD with LayerNorm(alpha * dropout(f) + (1 - alpha) * x) + x, and statistics (2, N): mean, 1 / std.
 
-    copy_BTD is filled with y in its own precision.
+    If given, copy_BTD receives y in its own precision.
     """
     width = weight_D.numel()
     positions = x_BTD.numel() // width
@@ -112,11 +112,11 @@ def blend_gradients(
     grad_others: Tensor,
     grad_copy_BTD: Tensor | None = None,
 ) -> None:
-    """Fill grad_f_BTD, grad_x_BTD and grad_others, where those of weight, bias and alpha lie one after another.
+    """Fill grad_f_BTD, grad_x_BTD and grad_others, which holds the gradients of weight, bias and alpha in this order.
 
     Args:
         grad_BTD: The gradient of the blend, in any precision.
-        grad_copy_BTD: That of its copy; None for none.
+        grad_copy_BTD: The gradient of its copy; None without one.
     """
     width = weight_D.numel()
     positions = x_BTD.numel() // width

@@ -67,7 +67,7 @@ _Gated = without_library(_gate_forward, _keep_inputs, _through_gate)
 
 
 def gated_halves(packed_BTP: Tensor, silu: bool) -> Tensor:
-    """Return samout_train.ops.samout_layer.gated_halves of a contiguous tensor; CUDA alone has a kernel."""
+    """Return samout_train.ops.samout_layer.gated_halves of a contiguous tensor; only CUDA has a kernel."""
     compute = _gated_halves if is_traced(packed_BTP) else _GatedHalves.apply
     y_BTF: Tensor = compute(packed_BTP, silu)
     return y_BTF
@@ -155,7 +155,7 @@ def _blended(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return y (B, T, D) in float32, its copy (empty without a dtype), and the statistics for the backward pass.
 
-    The statistics are mean and inverse standard deviation of each position (2, B T). CUDA alone makes copies.
+    The statistics are mean and inverse standard deviation of each position (2, B T). Only CUDA makes copies.
     """
     return _blend_forward(f_BTD, x_BTD, alpha, weight_D, bias_D, eps, dropout, seed, copy)
 
@@ -225,7 +225,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
     f_BTD, x_BTD, alpha, weight_D, _, _, ctx.dropout, seed, ctx.copy = inputs
     ctx.save_for_backward(f_BTD, x_BTD, alpha, weight_D, output[2], seed)
     ctx.mark_non_differentiable(output[2])
-    ctx.set_materialize_grads(False)  # or zeros are made for the statistics
+    ctx.set_materialize_grads(False)  # otherwise torch makes zeros for the statistics
 
 
 def _through_blend(
@@ -233,7 +233,7 @@ def _through_blend(
 ) -> tuple[Tensor | None, ...]:
     *saved, seed = ctx.saved_tensors
     if ctx.copy is None:
-        grad_copy_BTD = None  # of what is empty
+        grad_copy_BTD = None  # the copy is empty
     elif grad_copy_BTD is not None:
         grad_copy_BTD = grad_copy_BTD.contiguous()
     if grad_BTD is None:  # only products read the last blend of a model

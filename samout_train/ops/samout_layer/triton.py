@@ -8,7 +8,7 @@ import triton.language as tl
 
 @triton.jit
 def _places(place, F: tl.constexpr, HALVES: tl.constexpr):
-    """Return where the elements of `up` are; with HALVES, its rows of F lie beside those of `gate`, F further on."""
+    """Return the places of the elements of `up`; with HALVES, a row of `gate` follows each of its rows of F."""
     return place // F * (2 * F) + place % F if HALVES else place
 
 
@@ -37,7 +37,7 @@ def gate_element_gradients(
     HALVES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Store the gradients of BLOCK elements of both."""
+    """Store the gradients of BLOCK elements of `up` and `gate`."""
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside, at = place < count, _places(place, F, HALVES)
     opened = tl.load(gate + at, mask=inside, other=0.0).to(tl.float32)
@@ -54,7 +54,7 @@ def gate_element_gradients(
 
 @triton.jit
 def dropout_factors(seed, places, kept, threshold):
-    """Return the factors of dropout of elements: 0, or the scale of those that are kept; as cpu.py has them."""
+    """Return the dropout factors of elements, the same as in cpu.py: 0, or the scale of kept elements."""
     low = (seed & 0xFFFFFFFF).to(tl.uint32)
     stride = (seed >> 32).to(tl.uint32) | tl.full((), 1, tl.uint32)
     bits = places.to(tl.uint32) * stride + low
@@ -86,7 +86,7 @@ def blend_row(
 ):
     """Store one position of LayerNorm(alpha * dropout(f) + (1 - alpha) * x) + x, its mean and inverse deviation.
 
-    With COPIES, store it in the precision of `copy`, too.
+    With COPIES, also store it in the precision of `copy`.
     """
     n, columns = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
     at, inside, share = n * D, columns < D, tl.load(alpha)
@@ -128,7 +128,7 @@ def blend_row_gradients(
     D: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Store the gradients of some positions, and their sums for weight, bias and alpha in a row of its own."""
+    """Store the gradients of some positions, and this program's row of sums for weight, bias and alpha."""
     program, columns = tl.program_id(0), tl.arange(0, BLOCK)
     inside, share = columns < D, tl.load(alpha)
     scale = tl.load(weight + columns, mask=inside, other=0.0)

@@ -4,10 +4,10 @@
     max_plus:    h_t = max(a_t + h_{t-1}, x_t)
     max_min:     h_t = max(min(a_t, h_{t-1}), x_t)
 
-RG-LRU is built on the first, SamOut on the second, whose kernels are those of `samout_train.ops.max_scan`. In
-plus_times a_t = 0 drops what came before the token; in the other two a_t = minus infinity does.
+RG-LRU is built on the first. SamOut is built on the second, which runs in the kernels of `samout_train.ops.max_scan`.
+In plus_times, a_t = 0 erases everything before the token; in the other two, a_t = minus infinity does.
 
-Ties: x_t is preferred to the kept value, and a_t to h_{t-1}. The preferred one takes the whole gradient.
+Ties: x_t is preferred to the kept value, and a_t to h_{t-1}. The preferred value takes the whole gradient.
 """
 
 # B batch, T time, D width
@@ -33,19 +33,19 @@ def semiring_scan(
 ) -> tuple[Tensor, Tensor]:
     """Return h of all tokens, and the last one.
 
-    Computed in float32, or in float64 where x is that, and rounded once.
+    Computed in float32, or in float64 if x is float64, and rounded once.
 
     Args:
         a_BTD: Factor, term or bound of h from one token to the next.
         x_BTD: Input that is added, T at least 1.
-        state_BD: h before the first token; None for zero, or minus infinity where the sum is a maximum.
+        state_BD: h before the first token; None for the semiring's zero: 0, or minus infinity for a maximum.
         semiring: `plus_times`, `max_plus` or `max_min`.
 
     Returns:
         (h_BTD, state_BD): h in the dtype of x; the state is at least float32.
 
     Raises:
-        ValueError: if T is 0, shapes disagree, or kernels=fused and no fused kernel takes this.
+        ValueError: if T is 0, shapes disagree, or kernels=fused and no fused kernel supports the input.
     """
     batch, time, width = x_BTD.shape
     if time == 0 or a_BTD.shape != x_BTD.shape:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from samout_train.ops.numba_support import array_at, call_either, compiled, num_threads
 
-LEAST_CHANNELS, MOST_CHANNELS = 16, 1024  # of a task: a vector, and what the first-level cache holds a few rows of
+LEAST_CHANNELS, MOST_CHANNELS = 16, 1024  # of a task: one vector; few enough that some rows fit the first-level cache
 
 
 def forward(a_BTD: Tensor, x_BTD: Tensor, state_BD: Tensor, semiring: str, h_BTD: Tensor) -> None:
@@ -56,7 +56,7 @@ def backward(
 
 
 def _parts(h_BTD: Tensor, threads: int) -> int:
-    """Return the number of tasks for the channels of a sequence, such that all threads have equally many."""
+    """Return the number of tasks per sequence that gives all threads the same number of tasks."""
     batch, _, width = h_BTD.shape
     even = threads // math.gcd(batch, threads)
     return max(1, min(even, width // LEAST_CHANNELS), -(-width // MOST_CHANNELS))
@@ -210,7 +210,7 @@ def _retreat(a: Any, before: Any, grad_h: Any, grad_a: Any, grad_x: Any, later: 
 
 @compiled(error_model="numpy")
 def _retreat_max_min(a: Any, x: Any, before: Any, grad_h: Any, grad_a: Any, grad_x: Any, later: Any) -> None:
-    """Give the whole gradient to the one of x, a and the earlier h that h equals."""
+    """Give the whole gradient to whichever of x, a and the earlier h became h."""
     zero = np.float32(0)
     for j in range(len(later)):
         grad = later[j] + grad_h[j]

@@ -12,7 +12,7 @@ from samout_train.ops.semiring_scan.reference import Semiring
 
 
 def fused_scan(a_BTD: Tensor, x_BTD: Tensor, state_BD: Tensor, semiring: Semiring) -> Tensor:
-    """See samout_train.ops.semiring_scan.semiring_scan, but for max_plus; all float32."""
+    """See samout_train.ops.semiring_scan.semiring_scan; without max_plus, and all in float32."""
     given = (a_BTD.contiguous(), x_BTD.contiguous(), state_BD.contiguous(), semiring)
     if not (is_traced(x_BTD) or torch.is_grad_enabled()):
         return _forward(*given)

@@ -1,7 +1,7 @@
 """Scan elementwise in plain torch: one token after another, and in blocks of about sqrt(T) tokens.
 
-In blocks, all blocks step through their tokens in parallel, from the semiring's zero; then one pass over the blocks
-carries h. This takes 2 sqrt(T) steps instead of T, and products of decays are never divided by each other.
+All blocks step through their tokens in parallel, starting from the semiring's zero; then one pass over the blocks
+carries h. This takes 2 sqrt(T) steps instead of T, and never divides one product of decays by another.
 """
 
 # B batch, T time, N blocks, C tokens of a block, D width

@@ -1,9 +1,9 @@
 """Scan elementwise on CUDA in Triton's language, over (+, *) and (max, min).
 
 A program steps row by row through a chunk of time, BLOCK channels in one warp. Chunks run in parallel: a chunk maps the
-h before it to product * h + total, both from a pass over the chunk, and a pass over the chunks gives the h before each.
-The backward pass is a linear scan in reversed time over either semiring. The share `through` of a gradient passes to
-the token before: a, or 1 where the minimum and the maximum let h through.
+h before it to product * h + total. A pass over each chunk computes both, and a pass over the chunks gives the h before
+each. For either semiring, the backward pass is a linear scan in reversed time. The share `through` of a gradient passes
+to the token before: a, or 1 if the minimum and the maximum let h through.
 """
 
 # D width
@@ -60,7 +60,7 @@ def scan_starts(
     state, products, totals, starts, last, chunks,
     MAX_MIN: tl.constexpr, BACKWARD: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Store h before each chunk, and after the last; of gradients, from the last chunk to the first."""
+    """Store h before each chunk, and after the last; with BACKWARD, go from the last chunk to the first."""
     channels, b = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.program_id(1).to(tl.int64)
     h = tl.load(state + b * D + channels, mask=channels < D, other=0.0)
     for step in range(chunks):
@@ -111,7 +111,7 @@ def _backward_tile(
     a, x, h, state, grad_h, t, start, stop, b, time, channels,
     MAX_MIN: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Return the rows of a tile of a, x and the gradient of h, of h before each, and how many there are."""
+    """Return a tile's rows of a, x, the gradient of h and the h before each row, and how many rows are left."""
     at = (b * time + t) * D + channels
     left = tl.where(channels < D, stop - t, 0)
     a_rows, grads = _load_rows(a + at, D, left, ROWS), _load_rows(grad_h + at, D, left, ROWS)
@@ -129,7 +129,7 @@ def scan_gradient_totals(
     a, x, h, state, grad_h, products, totals, time, rows,
     MAX_MIN: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Store the map of a chunk from the gradient of its last h by later tokens to that of the h before the chunk."""
+    """Store a chunk's map from the gradient that later tokens give its last h to that of the h before the chunk."""
     channels = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     chunk, b = tl.program_id(1), tl.program_id(2).to(tl.int64)
     start = chunk * rows
@@ -154,7 +154,7 @@ def scan_backward(
     a, x, h, state, grad_h, starts, grad_a, grad_x, time, rows,
     MAX_MIN: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Store the gradients of a and x in a chunk, from that of its last h by later tokens."""
+    """Store the gradients of a and x in a chunk, given the gradient that later tokens give its last h."""
     channels = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     chunk, b = tl.program_id(1), tl.program_id(2).to(tl.int64)
     place = (b * tl.num_programs(1) + chunk) * D + channels

@@ -56,7 +56,7 @@ class TaskAccuracy(Callback):
         share = report.metrics.get("val/accuracy")
         if share is None:
             return None
-        self._validated_step = report.step  # only here: a run that stops before its report measures again
+        self._validated_step = report.step  # set here, so that a run stopped before its report measures again
         if self.solved_evaluations is None:
             return None
         self._num_solved += 1

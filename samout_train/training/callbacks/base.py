@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class RunContext:
-    """A run before its first step: the trainer, and what the trainer does not hold.
+    """A run before its first step: the trainer, and facts that the trainer does not hold.
 
     Args:
-        trainer: Built; at the step from which the run resumes.
+        trainer: The trainer, already at the step from which the run resumes.
         callbacks: All callbacks of the run, by name; empty in all processes but the first.
         run_dir: The run directory.
         model_name: Name of the YAML in conf/model.
@@ -30,10 +30,10 @@ class RunContext:
         config_text: The composed configuration as YAML.
         settings: Hyperparameters: names of the chosen options, and scalar values by dotted key.
         command: The command line that repeats the run, without a run directory.
-        parts: Settings that a resumed run changed, one text each; `command` alone does not repeat such a run.
+        parts: Settings that a resumed run changed, one text each. If there are any, `command` alone does not repeat it.
         commit: The commit of the code; None if unknown.
         first_step: Steps made before this start: above 0 in a resumed run.
-        reported_step: The last of these steps that was reported; reports of later ones are written again.
+        reported_step: The last of these steps with a report. Reports of later steps are written again.
     """
 
     trainer: "Trainer"
@@ -96,7 +96,7 @@ class RunContext:
 
     @property
     def chunk_len(self) -> int | None:
-        """Return the targets of a row that are learned at a time; None for all."""
+        """Return the targets of a row per forward and backward pass; None for all."""
         return self.trainer.training_step.chunk_len
 
     @property
@@ -106,17 +106,17 @@ class RunContext:
 
     @property
     def total_steps(self) -> int | None:
-        """Return the last step; None where only time limits the run."""
+        """Return the last step; None if only time limits the run."""
         return self.trainer.limits.total_steps
 
     @property
     def max_seconds(self) -> float | None:
-        """Return the seconds of training; None where only steps limit the run."""
+        """Return the seconds of training; None if only steps limit the run."""
         return self.trainer.limits.max_seconds
 
     @property
     def verbose(self) -> bool:
-        """Return whether callbacks print all that they know: `callbacks.report.verbose`, true without that callback."""
+        """Return whether callbacks print everything: `callbacks.report.verbose`, or true without that callback."""
         return bool(getattr(self.callbacks.get("report"), "verbose", True))
 
     def steps_left_out(self) -> int:
@@ -124,7 +124,7 @@ class RunContext:
         return self.trainer.training_step.steps_left_out()
 
     def limits_reached(self) -> list[Reached]:
-        """Return the limits that are reached now, of the trainer and of callbacks."""
+        """Return the limits of the trainer and of callbacks that are reached now."""
         reached = self.trainer.limits_reached()
         for name, callback in self.callbacks.items():
             limit = callback.limit_reached()
@@ -168,7 +168,7 @@ class Callback(Protocol):
         Args:
             step: Steps made so far.
             is_last: Whether the run ends here; true once. The step may have been evaluated before.
-            check_stop: To be called regularly during long measurements; its exception ends the run.
+            check_stop: Call it regularly during long measurements; its exception ends the run.
 
         Returns:
             Values by TensorBoard tag. They are added to the report, which all callbacks get.
@@ -190,9 +190,9 @@ class Callback(Protocol):
         return None
 
     def limit_reached(self) -> Reached | None:
-        """Return the setting that ended the run, and the value with which it resumes; None if none did.
+        """Return the setting of this callback that ended the run, and a value that lets it resume; None if none did.
 
-        Keys are those of the callback itself, such as `patience`.
+        The key is relative to the callback, such as `patience`.
         """
         return None
 

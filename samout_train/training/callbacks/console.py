@@ -1,7 +1,7 @@
 """Print the run: a header, a table of steps, a bar on a terminal, and at the end the results and what to type next.
 
-By default a run prints what everyone needs. `callbacks.report.verbose=true` adds figures of the model, of its parts and
-of its state.
+By default a run prints what everyone needs. `callbacks.report.verbose=true` adds figures of the model, its parts and
+its state.
 """
 
 import logging
@@ -59,8 +59,8 @@ class Report(Callback):
     """Writes to the log, which goes to the console and to samout_train.log.
 
     Args:
-        verbose: Whether all that is known about the run is printed, by this and by other callbacks; else the rest is in
-            `summary.json` and in TensorBoard only.
+        verbose: Whether this and other callbacks print everything they know about the run. Otherwise the details are
+            only in `summary.json` and TensorBoard.
     """
 
     @validated
@@ -68,7 +68,7 @@ class Report(Callback):
         self.verbose = verbose
 
     def on_start(self, context: RunContext) -> None:
-        """Log what is trained, on what, and where the run lies."""
+        """Log the model, the data, the device and the run directory."""
         self._context = context
         self._table = StepTable(context, every_report=self.verbose)
         self._last_mark: Any = None
@@ -86,7 +86,7 @@ class Report(Callback):
             log.info("%s: is reached at step %d. Set %s to resume.", reached, context.first_step, limit.further)
 
     def on_step(self, step: int) -> None:
-        """Look for other programs on the same cores; log the time that is left after three steps, if verbose."""
+        """Look for other programs on the same cores; if verbose, estimate the time left after three steps."""
         self._report_others()
         if self.verbose:
             self._estimate_time(step)
@@ -98,7 +98,7 @@ class Report(Callback):
                 log.info("%s", line)
 
     def _estimate_time(self, step: int) -> None:
-        """Log, after three steps that learned, how long the rest will take; on CUDA without waiting for the device."""
+        """Log how long the rest will take, after three steps that were not skipped; never wait for CUDA."""
         if self._made < STEPS_BEFORE_ESTIMATE:
             before, self._last_mark = self._last_mark, _mark(self._context.device)
             left_out, self._left_out = self._left_out, self._context.steps_left_out()
@@ -123,7 +123,7 @@ class Report(Callback):
     def _report_others(self) -> None:
         if not self._asks_others:
             return
-        if self._others is None:  # not before the first step, during which this run's own compilers work
+        if self._others is None:  # start after the first step, in which this run's own compilers work
             self._others = Others()
         if (busy := self._others.busy_cores()) is None:
             return
@@ -133,15 +133,15 @@ class Report(Callback):
                 log.info("cores       %s", message)
 
     def on_end(self, summary: dict[str, Any]) -> None:
-        """Log the results, where they lie, and what to type next."""
+        """Log the results, their location, and the commands to type next."""
         for label, value in _results(summary):
             log.info("%-11s %s", label, value)
         checkpoint = checkpoint_path(self._context.run_dir / "checkpoints", summary["steps"])
         log.info("checkpoint  %s", shown_path(checkpoint))
         log.info("run         %s", shown_path(self._context.run_dir))
-        # TensorBoard finds no figures for its HParams in a run that is itself the --logdir: the folder above is shown.
+        # TensorBoard's HParams tab stays empty if the run itself is the --logdir, so show the folder above it.
         log.info("dashboard   %s", dashboard_command(self._context.run_dir.resolve().parent))
-        if summary["steps"] > self._context.first_step:  # else the words typed now made none of these steps
+        if summary["steps"] > self._context.first_step:  # otherwise this command made none of the steps
             log.info("repeat      %s", typed_line([*self._program(), *shlex.split(self._context.command)]))
             if parts := self._context.parts:
                 log.info("            makes all steps with these settings; this run changed %s", "; ".join(parts))
@@ -168,14 +168,14 @@ class Report(Callback):
 
 
 class ProgressBar(Callback):
-    """A tqdm bar on standard error; elsewhere than on a terminal only if verbose, redrawn every ten seconds."""
+    """A tqdm bar on standard error. Without a terminal it is shown only if verbose, and redrawn every ten seconds."""
 
     def __init__(self) -> None:
         self._bar: Any = None
         self._shown: dict[str, str] = {}
 
     def on_start(self, context: RunContext) -> None:
-        """Keep what the bar needs; it opens with the first step, below what others print before it."""
+        """Keep what the bar needs. It opens at the first step, below the lines that other callbacks print first."""
         self._first_step, self._total_steps = context.first_step, context.total_steps
         self._interval = SECONDS_BETWEEN_LINES
         if is_terminal(sys.stderr):
@@ -197,7 +197,7 @@ class ProgressBar(Callback):
         self._bar.update(step - self._bar.n)
 
     def on_report(self, report: StepReport) -> None:
-        """Show the figures of the report beside the bar."""
+        """Show the figures of the report next to the bar."""
         for tag, (name, style) in SHOWN.items():
             if tag in report.metrics:
                 self._shown[name] = style.format(report.metrics[tag])
@@ -205,11 +205,11 @@ class ProgressBar(Callback):
             self._bar.set_postfix(self._shown, refresh=False)
 
     def on_end(self, summary: dict[str, Any]) -> None:
-        """Close the bar, before others print: it is the first callback."""
+        """Close the bar before other callbacks print; this callback comes first."""
         self.on_close()
 
     def on_stop(self, reason: str) -> None:
-        """Close the bar, before others print."""
+        """Close the bar before other callbacks print."""
         self.on_close()
 
     def on_close(self) -> None:
@@ -242,7 +242,7 @@ def _description(context: RunContext, *, verbose: bool) -> list[str]:
 
 
 def _figures(context: RunContext, rows: int) -> list[str]:
-    """Return what a step, a token and a sequence cost, and the floor of the loss, a line each."""
+    """Return a line each for the cost of a token, a sequence and a step, for memory, and for the floor of the loss."""
     model: Any = context.model
     seq_len = context.source.train.seq_len
     flops = model.forward_flops_per_token(seq_len)
@@ -320,7 +320,7 @@ def _memory(context: RunContext, rows: int, num_targets: int) -> str:
 
 
 def _num_targets(context: RunContext) -> int:
-    """Return the number of counted targets in the first rows of the data, as many as a step has."""
+    """Return the number of counted targets in the first `batch_size` rows of the data."""
     rows = context.source.train
     targets_RT = rows.split(rows.windows(0, context.batch_size))[1]
     return int((targets_RT != context.source.ignore_index).sum())

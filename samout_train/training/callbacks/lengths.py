@@ -21,7 +21,7 @@ class Lengths(Callback):
 
     Args:
         times: Lengths to measure, as multiples of the training length; empty to disable the measurement.
-        most_tokens: Tokens of the validation text to read at each length, or as many as the longest one needs.
+        most_tokens: Tokens of the validation text to read at each length; more if the longest length needs them.
     """
 
     @validated
@@ -37,7 +37,7 @@ class Lengths(Callback):
         """Measure the losses at the end of the run."""
         context, rows = self._context, self._context.source.validation
         tokens = stream_of(rows)
-        self._found = None  # from a checkpoint: the weights have changed since
+        self._found = None  # a result from a checkpoint is outdated: the weights have changed
         if not is_last or not self.times or tokens is None or sees_future(context.model):
             return {}
         evaluator = replace(context.evaluator, check_stop=check_stop)

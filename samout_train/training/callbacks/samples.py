@@ -19,13 +19,13 @@ log = logging.getLogger(__name__)
 class Sample(Callback):
     """Continues passages of the validation text, or a prompt; does nothing on data without a vocabulary.
 
-    A running maximum trained on short rows degrades on longer ones, so samples are limited to the training length: when
-    it is reached, the state is recomputed from the last half.
+    A running maximum trained on short rows degrades on longer ones. The state therefore never covers more than the
+    training length: once it does, it is recomputed from the last half.
 
     Args:
-        num_samples: Without a prompt, each begins at another place of the validation split.
+        num_samples: Number of samples. Without a prompt, each begins at a different place of the validation split.
         prompt: Text to continue; None for `prompt_tokens` tokens of the validation split.
-        prompt_tokens: At most half of a training row is used.
+        prompt_tokens: Tokens of a prompt from the validation split; at most half of a training row is used.
         max_new_tokens: Tokens to generate for each sample.
         temperature: 0 takes the most probable token.
         top_k: Draw among this many most probable tokens; None for all.
@@ -117,7 +117,7 @@ def prompts_from(rows: Rows, num_prompts: int, num_tokens: int, document_id: int
         rows: Rows of the validation split.
         num_prompts: Number of rows.
         num_tokens: Length of each; less if its row is shorter.
-        document_id: The id with which the next document begins, where a prompt ends; None if a row is one sequence.
+        document_id: The id that begins a document; a prompt ends before the next one. None if a row is one sequence.
     """
     prompts = []
     for index in range(num_prompts):

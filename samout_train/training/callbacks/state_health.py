@@ -30,11 +30,11 @@ class StateHealth(Callback):
 
     Args:
         num_rows: Validation rows to measure: those with the least padding.
-        logged_positions: How many of the measured positions (1, 2, 4 and so on, and the last) are in TensorBoard and
-            metrics.jsonl, evenly spread. All are in summary.json.
+        logged_positions: How many of the measured positions (1, 2, 4, ... and the last) go to TensorBoard and
+            metrics.jsonl, evenly spread. All of them go to summary.json.
         max_growth: Warn if a layer's state norm grows by more than this factor along a row.
-        branches: Whether to measure, once at the end, how much the validation loss rises when each branch of the mixers
-            is removed: in `all_layers` together, also in `each_layer` by itself, or `none`.
+        branches: Where to remove each branch of the mixers, once at the end, to measure how much the validation loss
+            rises: in `all_layers` at once, in `each_layer` separately as well, or in `none`.
     """
 
     @validated
@@ -71,7 +71,7 @@ class StateHealth(Callback):
         return metrics
 
     def on_report(self, report: StepReport) -> None:
-        """Note the step as measured once it is reported; a run that stops before that measures again."""
+        """Mark the step as measured only now, so that a run stopped before its report measures again."""
         if any(tag.startswith("val_state/") for tag in report.metrics):
             self._measured_step = report.step
 

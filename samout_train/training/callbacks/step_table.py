@@ -4,7 +4,7 @@ import time
 
 from samout_train.training.callbacks.base import RunContext, StepReport
 
-SHARE_BETWEEN_ROWS = 0.05  # of the run: about twenty rows, beside those of evaluations
+SHARE_BETWEEN_ROWS = 0.05  # of the run: about twenty rows, plus those of evaluations
 SECONDS_BETWEEN_ROWS = 60.0  # a slow run prints a row as often as this
 # Heading, tag and format of each column between the step and the time left.
 COLUMNS = (
@@ -24,7 +24,7 @@ class StepTable:
 
     Args:
         context: The run at its start.
-        every_report: Whether each report becomes a row, which then has the learning rate, too.
+        every_report: Whether every report becomes a row; rows then include the learning rate.
     """
 
     def __init__(self, context: RunContext, *, every_report: bool) -> None:
@@ -39,7 +39,7 @@ class StepTable:
         self._last_row: tuple[float, float] | None = None  # share of the run, and when
 
     def rows(self, report: StepReport) -> list[str]:
-        """Return the row of a report, below the headings where it is the first; nothing where none is due."""
+        """Return the row of a report, with headings above the first row; empty if no row is due."""
         seconds = self._clock.seconds
         share = self._limits.progress(report.step, seconds).share
         if not self._is_due(report, share):
@@ -61,7 +61,7 @@ class StepTable:
         return lines
 
     def _is_due(self, report: StepReport, share: float) -> bool:
-        if not any(tag in report.metrics for tag in LOSSES):  # a last report of what callbacks measured
+        if not any(tag in report.metrics for tag in LOSSES):  # a last report with nothing but callbacks' measurements
             return False
         if self._last_row is None or self._every_report or "val/loss_nats" in report.metrics:
             return True
@@ -71,7 +71,7 @@ class StepTable:
         return time.monotonic() >= last_time + SECONDS_BETWEEN_ROWS
 
     def _time_left(self, step: int, seconds: float) -> str:
-        """Return the time to the first limit at the speed since the last row, evaluations not counted."""
+        """Return the time to the first limit at the speed since the last row, without evaluations."""
         left = []
         if self._limits.max_seconds is not None:
             left.append(self._limits.max_seconds - seconds)
@@ -84,7 +84,7 @@ class StepTable:
 
 
 def duration(seconds: float) -> str:
-    """Return a time in the largest two units that it has, such as `2 h 5 min`."""
+    """Return a time in its two largest units, such as `2 h 5 min`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

@@ -39,8 +39,8 @@ class TensorBoard(Callback):
         sample_tokens: Tokens of the sample in the text tab at each evaluation, for models trained on text; 0 for none.
         temperature: Of the sample; 0 takes the most probable token.
         top_k: The sample draws among this many most probable tokens; None for all.
-        histogram_values: Weights of each parameter, evenly spread, in a histogram at the end; 0 for none. A million
-            take 33 ms.
+        histogram_values: Number of evenly spread weights of each parameter in its histogram at the end; 0 for no
+            histograms. A million take 33 ms.
     """
 
     @validated

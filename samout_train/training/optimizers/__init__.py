@@ -1,1 +1,1 @@
-"""Optimizers: one function from a model to its optimizer a file, and one YAML each in conf/optimizer/."""
+"""Optimizers. Each has a file with the function that builds it for a model, and a YAML in conf/optimizer/."""

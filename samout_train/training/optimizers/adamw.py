@@ -27,7 +27,7 @@ def adamw(
         betas: Decay rates of the first and second moment.
         eps: Added to the denominator.
         weight_decay: Decay of parameters with two dimensions or more, the embedding included.
-        weight_decay_end: Their decay at the last step, as in `decayed_group`.
+        weight_decay_end: Decay of the same parameters at the last step; see `decayed_group`.
     """
     matrices, vectors = [], []
     for parameter in model.parameters():

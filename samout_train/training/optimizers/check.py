@@ -1,8 +1,8 @@
 """Check an optimizer before step 1: whether it updates every parameter, and whether a checkpoint can hold its state.
 
-Optimizers of torch and of this package are known to keep their state. Any other one is tried: two steps with the state
-saved and loaded between them must give the same weights as two steps without. The weights and the random states are
-restored.
+Optimizers of torch and of this package are known to save their state completely. Any other optimizer is tried: two
+steps must give the same weights whether or not its state is saved and loaded between them. The weights and the random
+states are restored afterwards.
 """
 
 import io
@@ -22,7 +22,7 @@ from samout_train.runtime import is_out_of_memory, read_tensor_file
 Build = Callable[[nn.Module], torch.optim.Optimizer]
 KNOWN = ("torch.optim", "samout_train.")  # modules of optimizers whose state is known to be complete
 MOST_NAMES = 8
-SAME = 1e-3  # of a step: tolerance for rounding
+SAME = 1e-3  # of a step's largest change: tolerance for rounding
 log = logging.getLogger(__name__)
 
 
@@ -34,7 +34,7 @@ def checked_optimizer(build: Build, shared: ParallelModel) -> tuple[torch.optim.
         shared: The model.
 
     Returns:
-        The optimizer, and the keys of its groups that its steps change, which are state.
+        The optimizer, and the keys of its groups that its steps change and that are therefore part of its state.
 
     Raises:
         ValueError: if a checkpoint cannot hold its state, or a parameter is in two groups.
@@ -141,7 +141,7 @@ def _as_read(optimizer: torch.optim.Optimizer, state: Any) -> Any:
 
 
 def _require_sharded_state(optimizer: torch.optim.Optimizer, state: Any) -> None:
-    """Require a state whose shards are identified by the number of their parameter and a name."""
+    """Require a state in which a parameter's number and a name identify each shard."""
     if not _has_numbers_and_names(state):
         raise ValueError(
             f"trainer.parallel=fsdp: the state_dict() of {type(optimizer).__name__} is not that of a torch optimizer, "

@@ -7,8 +7,8 @@ recurrent layers. AdamW updates embeddings, the head, convolutions, norms, scala
 A weight that stacks several matrices, such as the packed projections of a mixer (`parts` of
 `samout_train.models.layers.Linear`) or the gates of a recurrent layer, is orthogonalised matrix by matrix.
 
-Source: Jordan et al., Muon (2024); the step size of each matrix, 0.2 sqrt(max(rows, columns)), gives its update the
-root mean square of one of AdamW, so that AdamW's rate and decay can be kept: Liu et al., Muon is Scalable for LLM
+Source: Jordan et al., Muon (2024). The step size of each matrix, 0.2 sqrt(max(rows, columns)), gives its update the
+root mean square of an AdamW update, so that AdamW's rate and decay can be kept: Liu et al., Muon is Scalable for LLM
 Training (arXiv 2502.16982).
 """
 
@@ -30,8 +30,8 @@ from samout_train.training.weight_decay import decayed_group
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # a, b, c of a X + b X X' X + c X X' X X' X: Jordan (2024)
 SMALLEST_NORM = 1e-7
-LARGEST_BATCH = 2**23  # elements that are multiplied together: at most about 16 bytes of memory for each
-GATES = {"LSTM": 4, "GRU": 3}  # matrices that a weight of torch's recurrent layers stacks; a plain RNN has one
+LARGEST_BATCH = 2**23  # elements of matrices multiplied together; each takes at most about 16 bytes of memory
+GATES = {"LSTM": 4, "GRU": 3}  # matrices stacked in a weight of torch's recurrent layers; a plain RNN has one
 
 NOT_SHARDED = Problem(
     "optimizer",
@@ -55,8 +55,8 @@ def muon(
 ) -> torch.optim.Optimizer:
     """Build Muon over the hidden matrices and torch.optim.AdamW over the rest, as one optimizer.
 
-    A step is that of torch.optim.Muon with `adjust_lr_fn="match_rms_adamw"`, which has no form for many matrices at
-    once; here those of one shape are multiplied together.
+    A step equals one of torch.optim.Muon with `adjust_lr_fn="match_rms_adamw"`. torch updates one matrix at a time;
+    here matrices of the same shape are multiplied together.
 
     Args:
         model: The model whose parameters are updated.
@@ -64,9 +64,9 @@ def muon(
         betas: AdamW's decay rates of the first and second moment.
         eps: Added to AdamW's denominator.
         weight_decay: Decay of parameters with two dimensions or more, the embedding included.
-        momentum: Muon's decay rate of the momentum, which is Nesterov's.
+        momentum: Decay rate of Muon's Nesterov momentum.
         ns_steps: Newton-Schulz steps that make a matrix nearly orthogonal.
-        weight_decay_end: Decay of the same parameters at the last step, as in `decayed_group`.
+        weight_decay_end: Decay of the same parameters at the last step; see `decayed_group`.
 
     Raises:
         ConfigError: if the parameters are sharded.
@@ -102,8 +102,8 @@ muon.sharding_problem = NOT_SHARDED  # type: ignore[attr-defined]  # reported be
 def hidden_matrices(model: nn.Module) -> dict[Tensor, list[int]]:
     """Return the parameters that map hidden states to hidden states, each with the rows of the matrices it stacks.
 
-    They are the weights of linear and of torch's recurrent layers, without the head and the embedding, also where a
-    layer shares them.
+    They are the weights of linear layers and of torch's recurrent layers. The head and the embedding are left out, even
+    if a layer shares their weights.
     """
     others = {id(getattr(model, "head_weight", None))}
     for name, module in model.named_modules():
@@ -139,7 +139,7 @@ class Matrix:
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
-    """Combine Muon and AdamW: groups and state are those of both.
+    """Combine Muon and AdamW in one optimizer that has the groups and the state of both.
 
     Args:
         by_muon: The group of the hidden matrices.
@@ -161,7 +161,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        # load_state_dict replaces the groups and the state of this optimizer, so they are handed on at each step.
+        # load_state_dict replaces the groups and the state of this optimizer, so they are passed to AdamW at each step.
         with_muon, *with_adamw = self.param_groups
         for matrices in self._batches(with_muon["params"]):
             update_matrices(
@@ -177,7 +177,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         return loss
 
     def _batches(self, weights: list[Tensor]) -> Iterator[list[Matrix]]:
-        """Yield the matrices that have a gradient, several of one shape, device and type together."""
+        """Yield the matrices that have a gradient, in batches of one shape, device and type."""
         found: dict[tuple[Any, ...], list[Matrix]] = defaultdict(list)
         for weight in weights:
             if weight.grad is None:
@@ -203,7 +203,7 @@ def update_matrices(matrices: list[Matrix], *, lr: float, weight_decay: float, m
     Args:
         matrices: Of one shape, device and type.
         lr: Learning rate.
-        weight_decay: Decay, as a share of the learning rate.
+        weight_decay: Decay, which is multiplied by the learning rate.
         momentum: Decay rate of the momentum.
         ns_steps: Newton-Schulz steps.
     """
@@ -218,9 +218,9 @@ def update_matrices(matrices: list[Matrix], *, lr: float, weight_decay: float, m
 
 
 def nearest_orthogonal(matrices_NRC: Tensor, ns_steps: int) -> Tensor:
-    """Return the nearly orthogonal matrix that is nearest to each of several matrices (Newton-Schulz).
+    """Return for each matrix approximately the nearest orthogonal matrix (Newton-Schulz).
 
-    Singular values of the result are 0.5 to 1.5 with five steps: faster than exact ones, and as good here (Jordan).
+    With five steps, the singular values of the result are 0.5 to 1.5 instead of 1: faster, and as good here (Jordan).
 
     Args:
         matrices_NRC: Matrices with R <= C.
@@ -240,8 +240,8 @@ def nearest_orthogonal(matrices_NRC: Tensor, ns_steps: int) -> Tensor:
 def product_dtype(device: torch.device) -> torch.dtype:
     """Return bfloat16 where the hardware multiplies it, else float32.
 
-    Older versions of torch do not say what a processor has. Without instructions of its own one takes up to 25 times
-    as long for bfloat16 as for float32 (an AMD EPYC restricted to AVX2, 2026-11-30).
+    Older versions of torch do not report what a processor supports. A processor without bfloat16 instructions takes up
+    to 25 times as long as in float32 (an AMD EPYC restricted to AVX2, 2026-11-30).
     """
     has_bf16 = True
     if device.type == "cpu":
