@@ -213,7 +213,8 @@ class Evaluator:
             ids_BT: Rows of token ids, on the device.
 
         Returns:
-            Results by layer, without layers whose state grows. Empty if no layer is left, or rows have a single token.
+            Results by layer, without layers whose state grows. Empty if no layer is left, rows
+            have a single token, or the model sees the whole sequence.
         """
         length = ids_BT.shape[1]
         if length < 2 or sees_future(self.model):

@@ -22,14 +22,7 @@ DETERMINISTIC = (
     "from samout_train.runtime.threads import wait_shortly; wait_shortly(); "
     "import torch; torch.use_deterministic_algorithms(True); "
 )
-TIMELESS = (
-    "train/loss_nats",
-    "train/lr",
-    "train/weight_decay",
-    "train/grad_norm",
-    "val/loss_nats",
-    "val/ema_loss_nats",
-)
+OF_THE_MACHINE = ("time/", "memory/")  # tags of figures that differ between equal runs
 PATIENCE_SECONDS = 600.0
 
 
@@ -38,7 +31,7 @@ class TrainingFailedError(Exception):
 
 
 def digests(run_dir: Path) -> dict[str, str]:
-    """Return the sha256 of a run's weights, their average, its optimizer's state, and all that it logged but times.
+    """Return the sha256 of a run's weights, their average, its optimizer's state, and its log without times and memory.
 
     Args:
         run_dir: A run directory that has a checkpoint and metrics.jsonl.
@@ -47,7 +40,7 @@ def digests(run_dir: Path) -> dict[str, str]:
     logged = []
     for text in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
         line = json.loads(text)
-        logged.append([line["step"], *(line.get(tag) for tag in TIMELESS)])
+        logged.append({tag: value for tag, value in line.items() if not tag.startswith(OF_THE_MACHINE)})
     average = {}
     if "ema" in content:
         average["ema"] = weights_sha256(content["ema"]["weights"])

@@ -121,9 +121,13 @@ class Reports:
                 self._final_ema_loss_nats = self._evaluate_end(signals).loss_nats
         return self._evaluate_end(signals)
 
+    @property
+    def _num_val_batches(self) -> int:
+        return -(-self.source.validation.num_windows // self.rows_per_batch)
+
     def _evaluate_end(self, signals: StopSignals) -> Evaluation:
         rows = self.source.validation
-        num_batches, batches = -(-rows.num_windows // self.rows_per_batch), in_order(rows, self.rows_per_batch)
+        num_batches, batches = self._num_val_batches, in_order(rows, self.rows_per_batch)
         if self.final_eval_batches is not None:
             num_batches = min(num_batches, self.final_eval_batches)
             counted = (ids for ids in batches if has_targets(rows, ids, self.source.ignore_index))
@@ -135,7 +139,7 @@ class Reports:
 
         Args:
             context: The run.
-            final: Evaluation of the final weights on the whole validation split.
+            final: What `evaluate_whole` returned.
         """
         step, seq_len = self.training_step, self.source.train.seq_len
         model: Any = step.model
@@ -167,7 +171,11 @@ class Reports:
             "commit": context.commit,
             "weights_sha256": weights_sha256(step.shared.weights()),
         }
+        val_batches = None  # of a part of the validation split
+        if self.final_eval_batches is not None and self.final_eval_batches < self._num_val_batches:
+            val_batches = self.final_eval_batches
         only_where_known = {
+            "val_batches": val_batches,
             "ema_val_loss_nats": self._final_ema_loss_nats,
             "floor_nats": self.source.floor_nats,
             "bits_per_byte": final.bits_per_byte,

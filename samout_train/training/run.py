@@ -353,7 +353,7 @@ def _last_learning_rate(trainer: Trainer) -> float:
 
 
 def _changed_parts(trainer: Trainer, restored: Restored, settings: Mapping[str, Any]) -> list[str]:
-    """Return the settings that a resumed run changed, one text each, without the limits of its length."""
+    """Return the settings that a resumed run changed, one text per resume, without the limits of its length."""
     now = {**made_with(trainer.device, trainer.precision), **settings}
     then = restored.manifest | restored.manifest["settings"]
     keys = [key for key in ("precision", "processes") if then.get(key, now[key]) != now[key]]

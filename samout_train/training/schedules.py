@@ -73,7 +73,7 @@ class Schedule(Protocol):
     needs_total_steps: ClassVar[bool]
 
     def __call__(self, progress: Progress) -> float:
-        """Return the factor for the step about to be made, from 0 to 1."""
+        """Return the factor for the step about to be made, at least 0."""
         ...
 
 

@@ -162,7 +162,7 @@ class Trainer:
             checkpoint_activations(self.model)
 
     def _use_graph(self, cuda_graph: CudaGraph, *, compile: bool, activation_checkpointing: bool) -> None:
-        """Run steps as a CUDA graph, or log why not. On other devices nothing is logged unless a graph is required."""
+        """Run steps as a CUDA graph; without one, log why, or raise if `cuda_graph` is true. `auto` is for CUDA only."""
         if cuda_graph is False or (cuda_graph == "auto" and self.device.type != "cuda"):
             return
         step = self.training_step
@@ -408,7 +408,7 @@ class Trainer:
         return self.training_step.base_rates[0] * self.training_step.schedule(progress)
 
     def temperature(self, step: int) -> float | None:
-        """Return the temperature of annealed mixers in a step, counted from 1; None if no mixer is annealed."""
+        """Set and return the temperature of annealed mixers in a step, counted from 1; None if no mixer is annealed."""
         self.training_step.anneal(self.limits.progress(step, self._seconds()))
         return self.training_step.temperature
 

@@ -82,6 +82,17 @@ def test_other_bits_are_noticed(
 
 
 @pytest.mark.slow
+def test_all_logged_figures_but_times_and_memory_are_compared(tmp_path: Path) -> None:
+    train([*TINY, "trainer.max_steps=2", f"run_dir={tmp_path}"])
+    path = tmp_path / "metrics.jsonl"
+    text, wanted = path.read_text("utf-8"), proof.digests(tmp_path)["metrics"]
+    for tag, is_same in (("time/x", True), ("memory/x", True), ("val_state/x", False), ("train/temperature", False)):
+        path.write_text(text.replace('{"step": 2', f'{{"{tag}": 0.5, "step": 2'), "utf-8")
+        assert path.read_text("utf-8") != text
+        assert (proof.digests(tmp_path)["metrics"] == wanted) == is_same, tag
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("word", "message"),
     [

@@ -196,11 +196,15 @@ def test_fixed_batches_are_such_that_have_targets() -> None:
 
 
 @pytest.mark.slow
-def test_a_run_whose_first_validation_rows_are_empty_ends_with_a_loss(tmp_path: Path) -> None:
+def test_a_run_whose_first_validation_rows_are_empty_ends_with_a_loss(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     seed = seed_where(lambda trainer: int(trainer.source.validation.windows(0, 1)[0, 1]) == 3)
     words = [*HALF_EMPTY, f"seed={seed}", "trainer.max_steps=2", "trainer.eval_batches=1"]
-    summary, _ = train([*words, "trainer.final_eval_batches=1", f"run_dir={tmp_path / 'run'}"])
-    assert summary["val_loss_nats"] > 0 and summary["best_val_loss_nats"] > 0
+    with caplog.at_level(logging.INFO):
+        summary, _ = train([*words, "trainer.final_eval_batches=1", f"run_dir={tmp_path / 'run'}"])
+    assert "nats, on a part of the validation split (trainer.final_eval_batches=1)" in caplog.text
+    assert summary["val_loss_nats"] > 0 and summary["best_val_loss_nats"] > 0 and summary["val_batches"] == 1
 
 
 @pytest.mark.slow

@@ -111,6 +111,7 @@ def caveats(comparison: Comparison, asked: Asked) -> list[str]:
         *_seeds(ran),
         *_unchecked(comparison),
         *_unlike(ran, asked.get("train_flops")),
+        *_partly_evaluated(ran),
     ]
     jobs = asked.get("jobs") or 1
     if jobs > 1:
@@ -333,6 +334,12 @@ def _unlike(ran: Sequence[CandidateResult], operations: float | None) -> Iterabl
                     values.add(str(run.summary.get(key))[:characters])
         if len(values) > 1:
             yield f"The runs were made with different values of {key}: {', '.join(sorted(values))}."
+
+
+def _partly_evaluated(ran: Sequence[CandidateResult]) -> Iterable[str]:
+    partly = [one.label for one in ran if any("val_batches" in (run.summary or {}) for run in one.counted)]
+    if partly:
+        yield f"Losses on a part of the validation split (trainer.final_eval_batches): {', '.join(partly)}."
 
 
 def _differing(ran: Sequence[CandidateResult]) -> list[str]:

@@ -182,7 +182,7 @@ class CandidateResult:
         return statistics.stdev(self.losses.values())
 
     def figure(self, key: str) -> float | None:
-        """Return the mean of a figure of `summary.json` over the scored runs; None if one of them lacks it."""
+        """Return the mean of a figure of `summary.json` over the scored runs; None if a summary lacks it."""
         numbers = []
         for run in self.counted:
             if run.summary is None:

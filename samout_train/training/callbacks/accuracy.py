@@ -74,7 +74,7 @@ class TaskAccuracy(Callback):
         return {"accuracy": by_name, "chance": self._context.source.chance}
 
     def on_end(self, summary: dict[str, Any]) -> None:
-        """Log a line for each test."""
+        """Log a line for the validation rows and each test."""
         for line in accuracy_lines(self._found, self._context.source.chance):
             log.info("  %s", line)
 

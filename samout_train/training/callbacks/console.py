@@ -330,10 +330,13 @@ def _results(summary: dict[str, Any]) -> list[tuple[str, str]]:
     best = (
         f"{_nats(summary['best_val_loss_nats'])} at step {summary['best_val_step']}, of the evaluations during training"
     )
+    evaluated = "the whole validation split"
+    if "val_batches" in summary:
+        evaluated = f"a part of the validation split (trainer.final_eval_batches={summary['val_batches']})"
     rows = [
         ("steps", f"{summary['steps']:,}, {summary['tokens_seen']:,} tokens"),
         ("train loss", _nats(summary["train_loss_nats"])),
-        ("val loss", f"{_nats(summary['val_loss_nats'])}, on the whole validation split"),
+        ("val loss", f"{_nats(summary['val_loss_nats'])}, on {evaluated}"),
     ]
     if summary.get("ema_val_loss_nats") is not None:
         rows.append(("average", f"{_nats(summary['ema_val_loss_nats'])}, of the averaged weights (trainer.ema)"))

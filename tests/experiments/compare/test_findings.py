@@ -35,8 +35,8 @@ def test_the_verdict_says_who_is_best_what_is_noise_and_how_fair_it_was(tmp_path
     assert caveats(two, MATCHED) == []
 
 
-def test_processors_and_runs_that_were_not_checked_for_causality_are_named(tmp_path: Path) -> None:
-    kept = {"processor": "AMD EPYC"}
+def test_processors_unchecked_runs_and_partial_evaluations_are_named(tmp_path: Path) -> None:
+    kept = {"processor": "AMD EPYC", "val_batches": 2}
     runs = [make_run(tmp_path, "a", 1e-3, seed, 1.0, processor=f"Xeon {seed}") for seed in (1, 2)]
     runs += [make_run(tmp_path, "b", 1e-3, seed, 1.0, **kept) for seed in (1, 2)]
     figures = json.loads((runs[-1] / "summary.json").read_text())
@@ -46,6 +46,7 @@ def test_processors_and_runs_that_were_not_checked_for_causality_are_named(tmp_p
     found = caveats(comparison, MATCHED)
     assert "Whether these are causal after training was not checked in all of their runs: b." in found
     assert "The runs were made with different values of processor: AMD EPYC, Xeon 1, Xeon 2." in found
+    assert "Losses on a part of the validation split (trainer.final_eval_batches): b." in found
 
 
 def test_a_model_that_is_not_causal_is_named_first_and_has_no_rank(tmp_path: Path) -> None:
