@@ -44,7 +44,7 @@ class LayerHealth:
 
     @property
     def growth(self) -> float:
-        """Return the norm at the last position divided by the norm at the first; infinite if the first norm is zero."""
+        """Return the norm at the last position divided by the norm at the first: infinite from zero, 1 if both are zero."""
         first, last = self.norm[0], self.norm[-1]
         if first:
             return last / first

@@ -162,7 +162,7 @@ class Trainer:
             checkpoint_activations(self.model)
 
     def _use_graph(self, cuda_graph: CudaGraph, *, compile: bool, activation_checkpointing: bool) -> None:
-        """Run steps as a CUDA graph; without one, log why, or raise if `cuda_graph` is true. `auto` is for CUDA only."""
+        """Run steps as a CUDA graph; if that fails, log why, or raise if `cuda_graph` is true. `auto`: on CUDA only."""
         if cuda_graph is False or (cuda_graph == "auto" and self.device.type != "cuda"):
             return
         step = self.training_step

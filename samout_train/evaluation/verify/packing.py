@@ -67,7 +67,7 @@ def gradients_as_alone(model: nn.Module, subject: ModelUnderTest, device: torch.
 
 
 def gradient_across(model: nn.Module, subject: ModelUnderTest, device: torch.device) -> Measured:
-    """Return the largest sum of gradients, as magnitudes, from every second document's loss to the others' embeddings."""
+    """Return the largest sum of absolute gradients from every second document's loss to the others' embeddings."""
     documents, parts, target_N = _packed(subject, device)
     document_N = torch.repeat_interleave(torch.tensor([ids_1T.shape[1] for ids_1T in documents])).to(device)
     model.train()
