@@ -44,7 +44,7 @@ class LayerHealth:
 
     @property
     def growth(self) -> float:
-        """Return the norm at the last position divided by the norm at the first: infinite from zero, 1 if both are zero."""
+        """Return the norm at the last position divided by that at the first: infinite from 0, 1 if both are 0."""
         first, last = self.norm[0], self.norm[-1]
         if first:
             return last / first
