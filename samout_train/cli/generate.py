@@ -124,7 +124,8 @@ def _encoded(vocabulary: "Vocabulary", prompt: str, given: str) -> list[int]:
 def _turns(loaded: "LoadedRun", prompt: str, given: str) -> list[int]:
     """Return the tokens of the conversation before an answer.
 
-    A role token's name in the prompt stands for that token. A prompt without any is a user's message.
+    A role token's name in the prompt stands for that token. A prompt without any is a user's message. The agent's turn
+    is opened unless it is the last one in the prompt.
     """
     from samout_train.data import SOS_ID, SPECIAL_TOKENS
     from samout_train.evaluation import begins_with_sos
@@ -132,7 +133,9 @@ def _turns(loaded: "LoadedRun", prompt: str, given: str) -> list[int]:
     vocabulary = loaded.require_vocabulary()
     names = ("<|user|>", "<|agent|>", "<|history|>")
     if not any(name in prompt for name in names):
-        prompt = f"<|user|>{prompt}<|agent|>"
+        prompt = f"<|user|>{prompt}"
+    if max(names, key=prompt.rfind) != "<|agent|>":
+        prompt += "<|agent|>"
     ids = [SOS_ID] if begins_with_sos(loaded.data_node) else []
     for part in re.split("(" + "|".join(map(re.escape, names)) + ")", prompt):
         if part in names:

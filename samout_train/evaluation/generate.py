@@ -192,7 +192,8 @@ def choose(
     if temperature == 0:
         return logits_V.argmax()
     if top_k is not None and top_k < len(logits_V):
-        logits_V[logits_V < logits_V.topk(top_k).values[-1]] = float("-inf")
+        kept_K = logits_V.topk(top_k)  # by rank: no more than top_k, even of equal logits
+        logits_V = torch.full_like(logits_V, float("-inf")).scatter(0, kept_K.indices, kept_K.values)
     # Subtract the largest first: a temperature near 0 would otherwise make every logit infinite.
     probabilities_V = ((logits_V - logits_V.max()) / temperature).softmax(0)
     if top_p is not None:

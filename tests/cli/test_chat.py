@@ -84,6 +84,8 @@ def test_a_pipe_gets_one_line_an_answer_and_nothing_else(folder: Path) -> None:
     assert generated.stdout == f"ab{lines[0]}\n"
     again = ["prompt=<|user|>ab<|agent|>", "chat=true", "temperature=0", "max_new_tokens=5"]
     assert samout(folder, "generate", "run=run", *again).stdout == f"<|user|>ab<|agent|>{lines[0]}\n"
+    again[0] = "prompt=<|user|>ab"  # turns that end with the user's are answered
+    assert samout(folder, "generate", "run=run", *again).stdout == f"<|user|>ab{lines[0]}\n"
 
 
 @pytest.mark.slow

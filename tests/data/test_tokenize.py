@@ -1,5 +1,6 @@
 """Shards made by several processes: the ids of the text read from one end to the other, whatever interrupts them."""
 
+import gzip
 import json
 import os
 import random
@@ -170,6 +171,18 @@ def test_bpe_is_learned_from_a_sample_of_every_part(texts: Path, tmp_path: Path)
     assert read_index(tmp_path / "again").vocabulary_state == one
 
 
+@pytest.mark.slow
+def test_bpe_of_a_compressed_text_is_that_of_the_text(tmp_path: Path) -> None:
+    """The stored size says nothing about the text: the second half has other words."""
+    content = (made_up(20_000, 0) + " zyzzyva quokka" * 2_000).encode()
+    states = []
+    for name, stored in (("plain.txt", content), ("packed.txt.gz", gzip.compress(content))):
+        (tmp_path / name).write_bytes(stored)
+        assert run(f"path={tmp_path / name}", "pattern=*", f"out={tmp_path / f'of {name}'}", "vocab_size=300") == 0
+        states.append(read_index(tmp_path / f"of {name}").vocabulary_state)
+    assert states[0] == states[1]
+
+
 def contents(out: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in out.iterdir() if path.name != ".lock"}
 
@@ -239,7 +252,8 @@ def test_what_is_damaged_is_found_and_made_anew(
     assert f"verified    {num - 1} of {num} shards match their sha256; the others" in capsys.readouterr().out
     assert contents(out) == whole
     (out / "00002.bin").write_bytes(b"")
-    (out / "00000.documents").unlink()
+    for name in ("00000.documents", "vocabulary.json"):
+        (out / name).unlink()
     assert run(*words) == 0
     assert contents(out) == whole
 
@@ -311,7 +325,7 @@ def test_a_file_that_is_changed_meanwhile_is_refused(
         (["path=bad.txt", "out=out"], "bad.txt is not UTF-8 at byte 3 (0xff): convert it"),
         (["path=bad.txt", "out=out", "vocabulary=bytes"], "bad.txt is not UTF-8 at byte 3 (0xff): convert it"),
         (["path=bad.jsonl", "out=out"], "bad.jsonl line 2: is not JSON"),
-        (["path=role.jsonl", "out=out"], "role 'x' has no token (agent, assistant, gpt"),
+        (["path=role.jsonl", "out=out"], "role 'x' has no token (agent, assistant, developer"),
         (["path=role.jsonl", "out=out"], "set '+roles.x=<|user|>'"),
         (["-m", "path=texts", "out=out"], "tokenize makes no sweeps"),
     ],

@@ -11,7 +11,7 @@ from samout_train import build_model, generate_text
 from samout_train.config import CONF, compose_config
 from samout_train.data import Bytes, Characters
 from samout_train.evaluation import Timed, generate_samples, generate_tokens, text_of
-from samout_train.evaluation.generate import PREFILL_TOKENS
+from samout_train.evaluation.generate import PREFILL_TOKENS, choose
 from tests.support.marks import mostly_nightly
 
 NAMES = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
@@ -59,6 +59,15 @@ def test_greedy_takes_the_most_probable_that_is_not_banned() -> None:
 
 def test_one_of_one_is_greedy_at_any_temperature() -> None:
     assert draw(5, temperature=3.0, top_k=1) == [7, 8, 9, 10, 11]
+
+
+def test_top_k_keeps_no_more_tokens_where_many_are_equal() -> None:
+    generator = torch.Generator().manual_seed(0)
+    drawn = set()
+    for _ in range(50):
+        logits_V = torch.zeros(10, dtype=torch.float64)
+        drawn.add(int(choose(logits_V, generator, temperature=1.0, top_k=2, top_p=None, banned_ids=[])))
+    assert len(drawn) == 2
 
 
 def test_top_p_keeps_the_most_probable_that_make_it_up() -> None:

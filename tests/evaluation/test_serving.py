@@ -315,6 +315,7 @@ def test_a_request_becomes_the_tokens_of_its_turns() -> None:
         ({"stream_options": 3}, "stream_options"),
         ({"n": 2}, "n"),
         ({"logprobs": True}, "logprobs"),
+        ({"logprobs": 0}, "logprobs"),  # of completions: the drawn token's
         ({"tools": [{"type": "function"}]}, "tools"),
         ({"presence_penalty": 0.5}, "presence_penalty"),
         ({"model": "gpt"}, "model"),

@@ -63,7 +63,7 @@ class ShardPlan:
         return listed
 
     def read(self, files: Sequence[SourceFile]) -> dict[str, Any] | None:
-        """Return the vocabulary state of the plan in `out`; None without a plan.
+        """Return the vocabulary state of the plan in `out`, and write it again if missing; None without a plan.
 
         Raises:
             ValueError: if the plan has other settings or files.
@@ -75,6 +75,7 @@ class ShardPlan:
         if plan is None or plan.get("format") != FORMAT:
             raise ValueError(f"{path} is damaged, or of another version: delete {self.out}, and start again")
         there, here = {"line_ends": "keep", "close_turns": False} | plan["settings"], self.settings  # of older plans
+        there["roles"] = self.roles | there["roles"]  # roles added since: no conversation had them
         other = []
         for key in sorted(there | here):
             if there.get(key) != here.get(key):
@@ -95,6 +96,8 @@ class ShardPlan:
                 "this one and start again"
             )
         state: dict[str, Any] = plan["vocabulary"]
+        if not (self.out / VOCABULARY).exists():
+            write_json(self.out / VOCABULARY, state)
         return state
 
     def write(self, files: Sequence[SourceFile], vocabulary_state: dict[str, object]) -> None:

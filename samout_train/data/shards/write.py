@@ -106,7 +106,8 @@ class _Making:
             return choice.learn(lambda: ())
         budget = self._text_bytes(self.numbers)
         enough = self.plan.vocabulary_bytes
-        if budget > enough:
+        # The stored size of compressed files and tables does not tell how much text they have.
+        if budget > enough or any(file.is_compressed or file.table for file in self.worker.files):
             budget = max(1, enough // len(self.numbers))
         tasks = [(number, budget) for number in self.numbers]
         # In the order of the parts, not of completion: otherwise learned pairs could differ from run to run.

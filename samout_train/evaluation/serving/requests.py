@@ -161,7 +161,8 @@ class Reader:
         if model != self.name:
             raise RequestError(f"model {model!r:.100} is not here: there is {self.name!r}", "model", status=404)
         for key, allowed in NOT_SUPPORTED.items():
-            if key in content and not any(content[key] == value for value in allowed):
+            given = content.get(key)
+            if given not in allowed or (given is not None and isinstance(given, bool) != isinstance(allowed[-1], bool)):
                 raise RequestError(f"{key} is not supported: leave it out", key)
         most = self.limits.max_prompt_tokens
         if self.max_seq_len is not None:
