@@ -99,7 +99,7 @@ def read_initial_weights(path: str | Path) -> InitialWeights:
     try:
         if (folder := _export_of(place)) is not None:
             return _of_export(path, folder)
-        if place.is_dir() or place.with_suffix(".json").is_file():
+        if place.is_dir() or (place.with_suffix(".json").is_file() and place.name.startswith("step_")):
             return _of_checkpoint(path, find_checkpoint(place))
         return _of_file(path, place)
     except ConfigError:

@@ -1,5 +1,6 @@
 """The schedule of logging and evaluation, and the final summary of a run."""
 
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -258,7 +259,8 @@ class Reports:
 
     def _validation_metrics(self, step: int, signals: StopSignals) -> dict[str, float]:
         found = self._evaluate(self.fixed_batches, len(self.fixed_batches), signals)
-        if self.best_val_loss_nats is None or found.loss_nats < self.best_val_loss_nats:
+        best = self.best_val_loss_nats
+        if best is None or math.isnan(best) or found.loss_nats < best:
             self.best_val_loss_nats, self.best_val_step = found.loss_nats, step
         metrics = {"val/loss_nats": found.loss_nats}
         if self.training_step.average is not None:

@@ -553,12 +553,13 @@ def _smaller_settings(step: TrainingStep) -> list[str]:
     """Return settings with which a step needs less memory."""
     rows, length = step.batches.batch_size, step.batches.rows.seq_len
     smaller = []
+    shares = step.accumulate * distributed.count()
     for accumulate in range(2 * step.accumulate, rows + 1):
-        if rows % accumulate == 0:
+        if rows % (accumulate * distributed.count()) == 0:
             smaller.append(f"trainer.accumulate={accumulate}, which keeps the batch of {rows} rows")
             break
-    if rows > 1:
-        smaller.append(f"data.batch_size={rows // 2}")
+    if rows > shares:
+        smaller.append(f"data.batch_size={rows // shares // 2 * shares or shares}")
     if length > 1:
         smaller.append(f"data.seq_len={length // 2}")
     if isinstance(getattr(step.model, "layers", None), nn.ModuleList):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from samout_train.training import MemoryExhaustedError
-from samout_train.training.trainer import saved_on_error
+from samout_train.training.trainer import _smaller_settings, saved_on_error
 from tests.faults.numbers import FIXED, happens
 from tests.faults.row import SMALL
 from tests.support.program import samout
@@ -29,6 +29,12 @@ def test_the_allocation_that_a_cpu_refuses_is_told() -> None:
     assert lines[3] == f"  needs less      {less}; or trainer.activation_checkpointing=true"
     assert lines[4] == "  saved           the state after step 0: resume=auto continues from it" and saved == [0]
     assert torch.equal(torch.get_rng_state(), random)
+
+
+@pytest.mark.parametrize(("accumulate", "smaller"), [(1, 4), (2, 4), (4, 4), (8, None)])
+def test_a_smaller_batch_is_one_that_micro_steps_divide(accumulate: int, smaller: int | None) -> None:
+    found = [word for word in _smaller_settings(step_of(model(), accumulate=accumulate)) if "batch_size" in word]
+    assert found == [f"data.batch_size={smaller}"] * (smaller is not None)
 
 
 def test_what_failed_within_the_update_is_not_saved() -> None:

@@ -1,9 +1,11 @@
 """Whole runs on a CPU: what is written, when, what continues to the same bits, and what ends a run."""
 
 import json
+import math
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from samout_train import build_trainer, train
 from samout_train.config import ConfigError
 from samout_train.runtime import StopRequestedError
 from samout_train.training import Callback, StepReport
+from samout_train.training.reports import Reports
 from tests.support.marks import mostly_nightly
 from tests.support.signal_after import signal_after
 
@@ -254,3 +257,16 @@ class StopAt(Callback):
 
     def on_report(self, report: StepReport) -> str | None:
         return "enough" if report.step == self.step else None
+
+
+def test_an_evaluation_that_is_not_a_number_is_not_the_best_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    reports = Reports.__new__(Reports)
+    reports.best_val_loss_nats = None
+    reports.training_step, reports.fixed_batches = SimpleNamespace(average=None), []
+    best = []
+    for step, loss in enumerate((math.nan, 3.0, math.nan, 2.0, 4.0), start=1):
+        evaluation = SimpleNamespace(loss_nats=loss, bits_per_byte=None)
+        monkeypatch.setattr(Reports, "_evaluate", lambda *_, found=evaluation: found)
+        reports._validation_metrics(step, None)
+        best.append(reports.best_val_step)
+    assert best == [1, 2, 2, 4, 4] and reports.best_val_loss_nats == 2.0

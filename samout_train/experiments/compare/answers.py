@@ -60,7 +60,12 @@ def most_right(comparison: Comparison) -> Iterable[str]:
     """Yield a sentence: which model has the most right answers in a task's first test, and how the others compare."""
     for test in tests_of(comparison)[:1]:
         ranked = [one for one in comparison.ranked if one.shares.get(test)]
-        ranked.sort(key=lambda one: -one.accuracies[test])
+        shares = {one.label: one.shares[test] for one in ranked}
+        common = set.intersection(*map(set, shares.values())) if shares else set()
+        means = {}
+        for label, by_seed in shares.items():
+            means[label] = statistics.fmean(by_seed[seed] for seed in common or by_seed)
+        ranked.sort(key=lambda one: -means[one.label])
         best, *others = ranked
         text = f"On {comparison.data}, {best.label} has the most right answers at {with_chance(test)}: "
         text += share_in_words(best.shares[test])
@@ -77,6 +82,9 @@ def _against(one: CandidateResult, best: CandidateResult, test: str) -> str:
     if len(seeds) < 2:
         return "unknown from the seeds in common:"
     ours = [one.shares[test][seed] for seed in seeds]
-    if paired_difference(ours, [best.shares[test][seed] for seed in seeds]).within_noise:
+    found = paired_difference(ours, [best.shares[test][seed] for seed in seeds])
+    if found.within_noise:
         return "within noise of it:"
+    if found.mean > 0:
+        return "on the seeds that both have, more than noise ABOVE it:"
     return "more than noise below it:"

@@ -299,7 +299,9 @@ class Plan:
             run_dir = self.folder / name
             if not holds_run(run_dir):
                 continue
-            config = with_settings(by_label[entry.label].config, entry.settings)
+            one = by_label[entry.label]
+            kept = {key: value for key, value in entry.settings.items() if key in self.choose}
+            config = with_settings(one.config, self._settings(one) | kept)  # what is not chosen now is the model's own
             config = with_settings(config, {"optimizer.lr": entry.rate, "seed": entry.seed})
             if self.screening is not None and entry.screening:
                 config = self.screening.shortened(config)

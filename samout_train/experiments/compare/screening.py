@@ -22,6 +22,7 @@ WITHOUT_LOSS: Mapping[State, str] = {
     "done": "not a number",
 }
 NOT_OVER = ("waiting", "running", "stopped")
+OTHER_LIMITS = ("max_epochs", "max_seconds")  # of full runs; short ones have equally many steps
 FEWEST_FOR_AN_EDGE = 3  # rates: of two, the best one is always at the edge
 NOTE = (
     "Loss of the short runs: nats per token on the whole validation split, on one seed, which is not scored. "
@@ -55,13 +56,15 @@ class Screening:
             config: Configuration of the full run.
         """
         words = [f"trainer.max_steps={self.steps}"]
+        words += [f"trainer.{key}=null" for key in OTHER_LIMITS if config["trainer"].get(key) is not None]
         if _reads_lengths(config):  # the evaluation by length would take longer than the short run
             words.append("callbacks.lengths.times=[]")
         return words
 
     def shortened(self, config: Config) -> dict[str, Any]:
         """Return the configuration of the full run with these overrides."""
-        short = {**config, "trainer": {**config["trainer"], "max_steps": self.steps}}
+        limits = {key: None for key in OTHER_LIMITS if key in config["trainer"]}
+        short = {**config, "trainer": {**config["trainer"], **limits, "max_steps": self.steps}}
         if _reads_lengths(config):
             callbacks = dict(config["callbacks"])
             callbacks["lengths"] = {**callbacks["lengths"], "times": []}
@@ -75,14 +78,15 @@ class Screening:
 
         Args:
             losses: Losses of the short runs, by label and rate.
-            not_causal: Labels of models that see what they have to predict; they take no causal model's place.
+            not_causal: Labels of models that see what they have to predict; none of them becomes a finalist.
         """
         lowest = {}
         for label, by_rate in losses.items():
             if best_rate(by_rate) is not None:
                 lowest[label] = min(loss for loss in by_rate.values() if loss is not None)
-        ranked = sorted(lowest, key=lambda label: (label in not_causal, lowest[label]))
-        finalists = ranked[: self.finalists]
+        finalists = sorted(lowest, key=lambda label: lowest[label])
+        if self.finalists is not None:
+            finalists = [label for label in finalists if label not in not_causal][: self.finalists]
         return [label for label in lowest if label in finalists or label in self.always]
 
     def recorded(self) -> dict[str, Any]:

@@ -80,6 +80,22 @@ def test_the_verdict_says_which_models_have_the_most_right_answers(tmp_path: Pat
     assert list(most_right(comparison)) == []
 
 
+def test_models_are_ranked_on_the_seeds_that_all_have_where_a_run_failed(tmp_path: Path) -> None:
+    shares = {"a": {1: 0.60, 2: 0.58}, "b": {1: 0.70, 2: 0.68, 3: 0.10}, "c": {1: 0.2, 3: 0.2}}
+    runs = []
+    for label, by_seed in shares.items():
+        for seed, share in by_seed.items():
+            accuracy = {"validation": {"share": 1.0}, "length_8": {"share": share}}
+            made = make_run(tmp_path, label, 1e-3, seed, 0.1, data="bits", accuracy=accuracy, chance=0.5)
+            runs.append(read_run(made))
+    (comparison,) = comparisons_of([run for run in runs if run.label != "c"])
+    (told,) = most_right(comparison)
+    assert "b has the most right answers" in told and "more than noise below it: a" in told
+    (comparison,) = comparisons_of(runs)  # seed 1 alone is common to all: b leads, and is above a on both of theirs
+    (told,) = most_right(comparison)
+    assert "b has the most right answers" in told and "unknown from the seeds in common: c" not in told
+
+
 @pytest.mark.slow
 def test_a_page_has_the_text_first_and_each_task_behind_it(tmp_path: Path) -> None:
     lacking = [replace(run, task=True) for run in runs_of_task(tmp_path, "small large")]

@@ -1,5 +1,6 @@
 """The runs of a comparison, and what its record knows of them."""
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 
 from samout_train.experiments import Plan, known_sizes, read_record, record_failure
 from samout_train.experiments.compare.candidates import Candidate
-from samout_train.experiments.compare.choices import choices_of
+from samout_train.experiments.compare.choices import choices_of, with_settings
 from samout_train.experiments.compare.findings import caveats
 from samout_train.experiments.compare.matching import Sizes
 from samout_train.experiments.compare.plan import rate_beyond, stages
@@ -204,6 +205,24 @@ def test_a_chosen_number_at_the_edge_of_those_tried_is_told(
     (comparison,) = comparisons_of([read_run(tmp_path / name) for stage in names for name in stage])
     assert all(one.settings_at_edge.get("model.dropout") == edge for one in comparison.results)
     assert any("The best model.dropout is the largest" in caveat for caveat in caveats(comparison, {})) == bool(edge)
+
+
+def test_runs_with_a_setting_that_was_chosen_are_not_taken_for_those_without(tmp_path: Path) -> None:
+    asked = several(tmp_path, "a", [1e-3], num_seeds=1, choose={"model.dropout": [0.0, 0.3]})
+    asked.write({})
+    names = make_stages(asked, lambda entry: 1.0 + entry.settings["model.dropout"])
+    assert names[-1] == ["a-lr0.001-seed1"]
+    (model,) = asked.candidates
+    for name in (name for stage in names for name in stage):
+        there = with_settings(model.config, {"model.dropout": 0.3 * ("0.3" in name), "optimizer.lr": 1e-3})
+        there["seed"] = int(name[-1])
+        (tmp_path / name / ".hydra").mkdir()
+        (tmp_path / name / ".hydra" / "config.yaml").write_text(json.dumps(there))
+        (tmp_path / name / "metrics.jsonl").touch()
+    assert asked.check() == []
+    other = replace(model, config=with_settings(model.config, {"model.dropout": 0.2}))
+    found = replace(asked, candidates=[other], choose={}).check()
+    assert {(problem.key, problem.value) for problem in found} == {("model.dropout", "0.2")}
 
 
 def test_a_run_that_failed_before_it_left_a_configuration_is_known_by_the_record(tmp_path: Path) -> None:

@@ -80,6 +80,17 @@ def test_the_models_with_the_lowest_loss_and_those_always_there_are_chosen(
     assert Screening(5, finalists, always).chosen(LOSSES) == chosen
 
 
+def test_a_model_that_is_not_causal_is_no_finalist() -> None:
+    assert Screening(5, 1).chosen(LOSSES, ["b"]) == ["a"] and Screening(5, 9).chosen(LOSSES, ["b"]) == ["a", "d"]
+    assert Screening(5, None).chosen(LOSSES, ["b"]) == ["a", "b", "d"], "without finalists all are trained in full"
+
+
+def test_short_runs_have_no_other_limit() -> None:
+    config = {"trainer": {"max_steps": None, "max_epochs": None, "max_seconds": 60}, "callbacks": {}}
+    assert Screening(5).words(config) == ["trainer.max_steps=5", "trainer.max_seconds=null"]
+    assert Screening(5).shortened(config)["trainer"] == {"max_steps": 5, "max_epochs": None, "max_seconds": None}
+
+
 def ended(losses: Losses) -> dict[str, dict[float, State]]:
     """The states of short runs that have all ended."""
     found: dict[str, dict[float, State]] = {}
