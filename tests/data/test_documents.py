@@ -170,7 +170,7 @@ def test_an_empty_text_hides_no_conversation_and_what_is_passed_over_is_counted(
     assert survey(tmp_path, [path], JsonlReader.of(ROLES)).count() == counts, "as the cache has it"
 
 
-NAMES = ["tool", "tool_2", "a-b", "a$b", "1", "0", "null", "true", "_x"]
+NAMES = ["critic", "tool_2", "a-b", "a$b", "1", "0", "null", "true", "_x"]
 STRANGE = [
     "tool call",
     "bot's",
@@ -213,7 +213,7 @@ def test_what_is_printed_for_a_role_gives_it_a_token(tmp_path: Path, role: str) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("role", ["tool", "tool call"])
+@pytest.mark.parametrize("role", ["critic", "tool call"])
 def test_tokenize_prints_what_gives_a_role_a_token_there(
     tmp_path: Path, role: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -221,10 +221,10 @@ def test_tokenize_prints_what_gives_a_role_a_token_there(
     words = [f"path={tmp_path}", f"out={tmp_path / 'out'}", "pattern=*.jsonl", "vocabulary=bytes", "jobs=1"]
     assert tokenize.tokenize(words) == 2
     told = capsys.readouterr().err
-    assert {"tool": "set '+roles.tool=<|user|>', or", "tool call": "--config-dir=DIR +roles=more, or"}[role] in told
+    assert {"critic": "set '+roles.critic=<|user|>', or", "tool call": "--config-dir=DIR +roles=more, or"}[role] in told
     (tmp_path / "conf/roles").mkdir(parents=True)
     (tmp_path / "conf/roles/more.yaml").write_text('"tool call": <|user|>\n', "utf-8")
-    added = ["+roles.tool=<|user|>"] if role == "tool" else [f"--config-dir={tmp_path / 'conf'}", "+roles=more"]
+    added = ["+roles.critic=<|user|>"] if role == "critic" else [f"--config-dir={tmp_path / 'conf'}", "+roles=more"]
     assert tokenize.tokenize([*words, *added, f"out={tmp_path / 'other'}"]) == 0
 
 
