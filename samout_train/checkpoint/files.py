@@ -21,7 +21,15 @@ import torch
 
 from samout_train.checkpoint.error import CheckpointError
 from samout_train.checkpoint.shards import damaged_shards, join_shards
-from samout_train.runtime import home_path, read_tensor_file, replace_file, require_regular_file, sha256_of, write_json
+from samout_train.runtime import (
+    home_path,
+    read_json,
+    read_tensor_file,
+    replace_file,
+    require_regular_file,
+    sha256_of,
+    write_json,
+)
 
 FORMAT = 3
 CORRUPT = ".corrupt"
@@ -180,6 +188,12 @@ def damage(path: Path) -> str | None:
 def write_manifest(path: Path, entries: dict[str, Any]) -> None:
     """Write the manifest of a checkpoint, with its own digest."""
     replace_json(_manifest(path), _signed(entries))
+
+
+def has_manifest(path: Path) -> bool:
+    """Return whether the JSON file beside a file is the manifest of a checkpoint, also of a renamed one."""
+    manifest = _manifest(path)
+    return manifest.is_file() and (path.name.startswith("step_") or "manifest_sha256" in (read_json(manifest) or {}))
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from samout_train.checkpoint.export import (
     read_vocabulary,
     read_weights,
 )
-from samout_train.checkpoint.files import find_checkpoint, read_checkpoint
+from samout_train.checkpoint.files import find_checkpoint, has_manifest, read_checkpoint
 from samout_train.checkpoint.run_directory import scalars
 from samout_train.checkpoint.state import weights_sha256
 from samout_train.config import ConfigError, Problem, saved_node
@@ -99,7 +99,7 @@ def read_initial_weights(path: str | Path) -> InitialWeights:
     try:
         if (folder := _export_of(place)) is not None:
             return _of_export(path, folder)
-        if place.is_dir() or (place.with_suffix(".json").is_file() and place.name.startswith("step_")):
+        if place.is_dir() or has_manifest(place):
             return _of_checkpoint(path, find_checkpoint(place))
         return _of_file(path, place)
     except ConfigError:

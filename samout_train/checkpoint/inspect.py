@@ -15,7 +15,7 @@ from torch import Tensor
 from samout_train.checkpoint import files as checkpoints
 from samout_train.checkpoint.error import CheckpointError
 from samout_train.checkpoint.export import CONFIG, MANIFEST, VOCABULARY, WEIGHTS, export_damage, read_manifest
-from samout_train.checkpoint.files import CORRUPT, FORMAT, OTHER_FORMAT, damage, read_checkpoint
+from samout_train.checkpoint.files import CORRUPT, FORMAT, OTHER_FORMAT, damage, has_manifest, read_checkpoint
 from samout_train.config import ConfigError, saved_node
 from samout_train.data import (
     Characters,
@@ -95,7 +95,7 @@ def inspect_path(path: str | Path) -> Found:
         if path.name == "checkpoints" and not (path / "checkpoints").exists():
             path = path.parent
         return _folder(path)
-    if CHECKPOINT.fullmatch(path.name) or (path.suffix == ".pt" and path.with_suffix(".json").is_file()):
+    if CHECKPOINT.fullmatch(path.name) or (path.suffix == ".pt" and has_manifest(path)):
         return _checkpoint(path)
     if path.name in (MANIFEST, CONFIG, VOCABULARY, WEIGHTS["safetensors"]) and (path.parent / MANIFEST).is_file():
         return _export(path.parent)

@@ -17,6 +17,7 @@ from samout_train.checkpoint import (
     load_run,
     read_initial_weights,
 )
+from samout_train.checkpoint.files import has_manifest, write_manifest
 from samout_train.config import ConfigError
 from samout_train.data import SPECIAL_TOKENS, Characters
 from samout_train.models import nats_and_state, published_state
@@ -63,6 +64,14 @@ def test_weights_of_any_file_are_taken_over(tmp_path: Path, wrap: Any) -> None:
     assert not equal(model, saved.state_dict())
     assert load(model, tmp_path / "net.pth") == "loaded 12 of 12 tensors, 0 new, 0 unused"
     assert equal(model, saved.state_dict())
+
+
+def test_a_checkpoint_is_known_by_its_manifest_whatever_its_name(tmp_path: Path) -> None:
+    write_manifest(tmp_path / "renamed.pt", {"step": 1})
+    (tmp_path / "net.json").write_text('{"step": 1}')
+    (tmp_path / "step_00000001.json").write_text("damaged")
+    names = ("renamed.pt", "step_00000001.pt", "net.pt", "alone.pt")
+    assert [has_manifest(tmp_path / name) for name in names] == [True, True, False, False]
 
 
 def test_tensors_that_the_file_lacks_stay_and_those_that_are_unused_are_named(tmp_path: Path) -> None:
