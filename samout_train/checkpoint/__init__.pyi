@@ -22,6 +22,7 @@ from .files import (
     damage as damage,
     delete_checkpoint as delete_checkpoint,
     find_checkpoint as find_checkpoint,
+    has_manifest as has_manifest,
     is_complete as is_complete,
     newest_checkpoint as newest_checkpoint,
     read_checkpoint as read_checkpoint,
