@@ -213,12 +213,14 @@ def _model(node: dict[str, Any], weights: Any) -> str:
 def _data(node: dict[str, Any]) -> str:
     if not node:
         return "not known"
-    path = node.get("path")
-    if not isinstance(path, str):
-        return _short(node)
-    described = f"{_short(node)}, {path}"
-    if not home_path(path).exists():
-        described += " (not found from this folder)"
+    described = _short(node)
+    paths = node.get("path") or node.get("paths") or []
+    if isinstance(paths, str):
+        paths = [paths]
+    for path in paths:
+        described += f", {path}"
+        if not home_path(path).exists():
+            described += " (not found from this folder)"
     return described
 
 

@@ -47,19 +47,15 @@ def chat(
         The exit code: 0 done, 1 a checkpoint is damaged or a line could not be answered, 2 the request was wrong.
     """
     from samout_train.checkpoint import load_trained
-    from samout_train.evaluation import Conversation, Sampling, begins_with_sos
+    from samout_train.evaluation import Conversation, Sampling, Template
     from samout_train.ops import use_kernels
     from samout_train.runtime import use_device
 
     on = use_device(device, threads)
     use_kernels(kernels)
     loaded = load_trained(run)
-    conversation = Conversation(
-        loaded.model.to(on),
-        loaded.require_vocabulary(),
-        begins_with_sos=begins_with_sos(loaded.data_node),
-        line_ends=loaded.line_ends,
-    )
+    template = Template.of(loaded.data_node, loaded.line_ends)
+    conversation = Conversation(loaded.model.to(on), loaded.require_vocabulary(), template)
     if system is not None:
         try:
             conversation.reset(system)

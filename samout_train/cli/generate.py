@@ -127,16 +127,16 @@ def _turns(loaded: "LoadedRun", prompt: str, given: str) -> list[int]:
     A role token's name in the prompt stands for that token. A prompt without any is a user's message. The agent's turn
     is opened unless it is the last one in the prompt.
     """
-    from samout_train.data import SOS_ID, SPECIAL_TOKENS
-    from samout_train.evaluation import begins_with_sos
+    from samout_train.data import SPECIAL_TOKENS
+    from samout_train.evaluation import Template
 
-    vocabulary = loaded.require_vocabulary()
+    vocabulary, template = loaded.require_vocabulary(), Template.of(loaded.data_node)
     names = ("<|user|>", "<|agent|>", "<|history|>")
     if not any(name in prompt for name in names):
-        prompt = f"<|user|>{prompt}"
-    if max(names, key=prompt.rfind) != "<|agent|>":
-        prompt += "<|agent|>"
-    ids = [SOS_ID] if begins_with_sos(loaded.data_node) else []
+        prompt = f"{template.roles['user']}{prompt}"
+    if max(names, key=prompt.rfind) != template.roles["assistant"]:
+        prompt += template.roles["assistant"]
+    ids = template.begin
     for part in re.split("(" + "|".join(map(re.escape, names)) + ")", prompt):
         if part in names:
             ids.append(SPECIAL_TOKENS.index(part))

@@ -80,7 +80,7 @@ def serve(
 
 def _reader(loaded: "LoadedRun", name: str | None, defaults: "Sampling", max_prompt_tokens: int) -> Any:
     """Return the reader that checks requests for a run."""
-    from samout_train.evaluation import begins_with_sos
+    from samout_train.evaluation import Template
     from samout_train.evaluation.serving import Limits, Reader
 
     folder = loaded.checkpoint.resolve().parent  # of an export; a run has its checkpoints in a folder
@@ -91,8 +91,7 @@ def _reader(loaded: "LoadedRun", name: str | None, defaults: "Sampling", max_pro
         vocabulary=loaded.require_vocabulary(),
         defaults=defaults,
         limits=Limits(max_prompt_tokens=max_prompt_tokens, max_new_tokens=defaults.max_new_tokens),
-        begins_with_sos=begins_with_sos(loaded.data_node),
-        line_ends=loaded.line_ends,
+        template=Template.of(loaded.data_node, loaded.line_ends),
         max_seq_len=getattr(loaded.model, "max_seq_len", None),
     )
 

@@ -20,9 +20,8 @@ from .conversation import (
     NEVER_DRAWN as NEVER_DRAWN,
     Conversation as Conversation,
     Sampling as Sampling,
+    Template as Template,
     as_json as as_json,
-    begins_with_sos as begins_with_sos,
-    ids_of as ids_of,
     turns_of_json as turns_of_json,
 )
 from .evaluator import Evaluation as Evaluation, Evaluator as Evaluator

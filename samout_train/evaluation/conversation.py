@@ -1,7 +1,7 @@
 """Hold a conversation with a model; its state is carried from turn to turn, so that no token is read twice.
 
 A conversation is the tokens `<|user|>` question `<|agent|>` answer `<|user|>` ..., preceded by `<|history|>` and the
-system's message, as `data=jsonl` writes them. An answer ends when the model draws a role's token.
+system's message, as `data=jsonl` writes them (`Template`). An answer ends when the model draws a role's token.
 """
 
 # V vocabulary
@@ -9,20 +9,19 @@ system's message, as `data=jsonl` writes them. An answer ends when the model dra
 import codecs
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
 from samout_train.config import NonNegative, Penalty, Positive, TopShare, validated
-from samout_train.data import PAD_ID, SOS_ID, SPECIAL_TOKENS, LineEnds, Turn, Vocabulary
+from samout_train.data import PAD_ID, ROLES, SOS_ID, SPECIAL_TOKENS, LineEnds, Turn, Vocabulary
 from samout_train.evaluation.generate import Decoder, GeneratorSeed, choose, prefill
 from samout_train.models import evaluating
 from samout_train.runtime import float64_place
 
 USER_ID, AGENT_ID, HISTORY_ID = (SPECIAL_TOKENS.index(f"<|{name}|>") for name in ("user", "agent", "history"))
-ID_OF_ROLE = {"system": HISTORY_ID, "tool": HISTORY_ID, "user": USER_ID, "assistant": AGENT_ID}
 NEVER_DRAWN = [PAD_ID]
 
 
@@ -90,14 +89,71 @@ class _Mark:
     state: Any
 
 
+@dataclass(frozen=True, kw_only=True)
+class Template:
+    """Write conversations as tokens, as the training data of a model does.
+
+    Args:
+        begins_with_sos: Whether a conversation begins with `<|sos|>`, as in packed rows.
+        line_ends: `fold` turns CRLF and CR of messages into LF.
+        roles: The special token before a role's messages, by role.
+    """
+
+    begins_with_sos: bool = False
+    line_ends: LineEnds = "keep"
+    roles: Mapping[str, str] = field(default_factory=lambda: ROLES)
+
+    @classmethod
+    def of(cls, data_node: Mapping[str, Any], line_ends: LineEnds = "keep") -> "Template":
+        """Return the template of a run, from the `data` of its configuration, whose roles add to the default ones."""
+        roles = ROLES | dict(data_node.get("roles") or {})
+        return cls(begins_with_sos=data_node.get("layout") == "packed", line_ends=line_ends, roles=roles)
+
+    @property
+    def begin(self) -> list[int]:
+        """Return the tokens before the first turn."""
+        return [SOS_ID] if self.begins_with_sos else []
+
+    @property
+    def answer(self) -> list[int]:
+        """Return the tokens before an answer."""
+        return [self._id_of("assistant")]
+
+    def ids_of(self, turns: Sequence[Turn], vocabulary: Vocabulary) -> list[int]:
+        """Return the tokens of turns, each turn preceded by the token of its role.
+
+        Raises:
+            ValueError: if a role is unknown, or the vocabulary lacks a character.
+        """
+        ids: list[int] = []
+        for turn in turns:
+            ids += [self._id_of(turn.role), *self.ids_of_text(turn.content, vocabulary)]
+        return ids
+
+    def ids_of_text(self, text: str, vocabulary: Vocabulary) -> list[int]:
+        """Return the tokens of a text.
+
+        Raises:
+            ValueError: if the vocabulary lacks a character.
+        """
+        if self.line_ends == "fold":
+            text = text.replace("\r\n", "\n").replace("\r", "\n")
+        ids: list[int] = vocabulary.encode(text).tolist()
+        return ids
+
+    def _id_of(self, role: str) -> int:
+        if role not in self.roles:
+            raise ValueError(f"role {role!r} is unknown: there are {', '.join(self.roles)}")
+        return SPECIAL_TOKENS.index(self.roles[role])
+
+
 class Conversation:
     """Hold a conversation, and the model's state after the tokens that it has read so far.
 
     Args:
         model: Called as `logits, state = model(ids, state)`.
         vocabulary: The vocabulary that it was trained with.
-        begins_with_sos: Whether the conversation begins with `<|sos|>`, as in packed rows.
-        line_ends: `fold` turns CRLF and CR of messages into LF.
+        template: How a conversation is written as tokens.
 
     Attributes:
         turns: The messages so far.
@@ -106,11 +162,8 @@ class Conversation:
         was_cut: Whether the last answer ended at `max_new_tokens`.
     """
 
-    def __init__(
-        self, model: nn.Module, vocabulary: Vocabulary, *, begins_with_sos: bool, line_ends: LineEnds = "keep"
-    ) -> None:
-        self.model, self.vocabulary, self.line_ends = model, vocabulary, line_ends
-        self._begin = [SOS_ID] if begins_with_sos else []
+    def __init__(self, model: nn.Module, vocabulary: Vocabulary, template: Template) -> None:
+        self.model, self.vocabulary, self.template = model, vocabulary, template
         self.reset()
 
     def reset(self, system: str | None = None) -> None:
@@ -123,7 +176,7 @@ class Conversation:
             ValueError: if the vocabulary lacks a character of it; nothing is changed then.
         """
         turns = [] if system is None else [Turn("system", system)]
-        ids = self._begin + ids_of(turns, self.vocabulary, self.line_ends)
+        ids = self.template.begin + self.template.ids_of(turns, self.vocabulary)
         self.turns, self.ids, self.fed = turns, ids, 0
         self._state: Any = None
         self._marks: list[_Mark] = []
@@ -135,7 +188,7 @@ class Conversation:
         Raises:
             ValueError: if a role is unknown, or the vocabulary lacks a character; nothing is changed then.
         """
-        ids = self._begin + ids_of(turns, self.vocabulary, self.line_ends)
+        ids = self.template.begin + self.template.ids_of(turns, self.vocabulary)
         self.turns, self.ids, self.fed = list(turns), ids, 0
         self._state, self._marks, self.was_cut = None, [], False
 
@@ -171,7 +224,7 @@ class Conversation:
             ValueError: if the vocabulary lacks a character, or the model has no room for the answer's first token.
         """
         asked = [Turn("user", text)]
-        ids = [*ids_of(asked, self.vocabulary, self.line_ends), AGENT_ID]
+        ids = self.template.ids_of(asked, self.vocabulary) + self.template.answer
         room = getattr(self.model, "max_seq_len", None)
         if room is not None and len(self.ids) + len(ids) >= room:
             raise ValueError(
@@ -228,28 +281,6 @@ class Conversation:
                 self._state = decoder.state
                 if reads:  # the model failed in the middle of a token, so everything is read again
                     self.fed, self._state = 0, None
-
-
-def ids_of(turns: Sequence[Turn], vocabulary: Vocabulary, line_ends: LineEnds = "keep") -> list[int]:
-    """Return the tokens of turns, each turn preceded by the token of its role.
-
-    Raises:
-        ValueError: if a role is unknown, or the vocabulary lacks a character.
-    """
-    ids: list[int] = []
-    for turn in turns:
-        if turn.role not in ID_OF_ROLE:
-            raise ValueError(f"role {turn.role!r} is unknown: there are {', '.join(ID_OF_ROLE)}")
-        text = turn.content
-        if line_ends == "fold":
-            text = text.replace("\r\n", "\n").replace("\r", "\n")
-        ids += [ID_OF_ROLE[turn.role], *vocabulary.encode(text).tolist()]
-    return ids
-
-
-def begins_with_sos(data_node: Mapping[str, Any]) -> bool:
-    """Return whether each document in the rows of a data YAML begins with `<|sos|>`, as it does in packed rows."""
-    return data_node.get("layout") == "packed"
 
 
 def as_json(turns: Sequence[Turn]) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from samout_train import train
 from samout_train.checkpoint import export_run, inspect_path
@@ -75,6 +76,23 @@ def test_sizes_and_parameters_are_those_of_the_model(folder: Path) -> None:
     wanted = f"hidden_size 12, num_layers 1, num_heads 2, {num_parameters(load_run('run').model):,} parameters"
     assert wanted in dict(inspect_path("run").rows)["model"]
     assert dict(inspect_path("out").rows)["model"].endswith(" parameters")
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ("here", "here"),
+        (["here", "gone"], "here, gone (not found from this folder)"),
+        (["gone"], "gone (not found from this folder)"),
+    ],
+)
+def test_folders_of_shards_that_are_not_found_are_told(folder: Path, given: str | list[str], wanted: str) -> None:
+    (folder / "here").mkdir()
+    saved = folder / "run/.hydra/config.yaml"
+    config = OmegaConf.load(saved)
+    config.data = {"_target_": "samout_train.data.shards.source.shards", "paths": given}
+    OmegaConf.save(config, saved)
+    assert dict(inspect_path("run").rows)["data"] == f"shards, {wanted}"
 
 
 def damaged_run(folder: Path) -> None:

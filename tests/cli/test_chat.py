@@ -14,7 +14,7 @@ import pytest
 from samout_train import build_model, train
 from samout_train.cli.chat import command, one_line
 from samout_train.data import Bytes, Turn
-from samout_train.evaluation import Conversation
+from samout_train.evaluation import Conversation, Template
 from tests.support.program import samout
 
 SIZES = ["model.hidden_size=12", "model.num_heads=2", "model.num_layers=1", "device=cpu", "trainer.max_steps=2"]
@@ -22,7 +22,7 @@ SIZES = ["model.hidden_size=12", "model.num_heads=2", "model.num_layers=1", "dev
 
 def talk() -> Conversation:
     model = build_model("v8", vocab_size=len(Bytes()), hidden_size=12, num_heads=2, num_layers=1)
-    return Conversation(model, Bytes(), begins_with_sos=False)
+    return Conversation(model, Bytes(), Template())
 
 
 def test_commands_do_what_they_say(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import time
+import tomllib
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,6 +134,12 @@ def test_each_tag_that_a_run_writes_is_explained() -> None:
     assert {"train/loss_nats", "val/accuracy", "time/matmul_share"} <= written
     page = (ROOT / "docs" / "monitoring.md").read_text("utf-8")
     assert not [tag for tag in sorted(written) if f"`{tag}`" not in page]
+
+
+def test_each_extra_is_explained() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
+    rows = re.findall(r"^\| (`.*?) \|", (ROOT / "docs/getting-started.md").read_text("utf-8"), re.M)
+    assert sorted(name for row in rows for name in re.findall(r"`([a-z]+)`", row)) == sorted(extras)
 
 
 def test_the_readme_is_short() -> None:

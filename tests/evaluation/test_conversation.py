@@ -1,5 +1,7 @@
 """A conversation carries the state: nothing is read twice, and what it says is what re-reading all of it would say."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from samout_train import build_model
-from samout_train.data import SPECIAL_TOKENS, Bytes, Characters, Turn
-from samout_train.evaluation import Conversation, Sampling, as_json, turns_of_json
+from samout_train.data import ROLES, SPECIAL_TOKENS, Bytes, Characters, Turn
+from samout_train.data.text.documents import JsonlReader, Special
+from samout_train.evaluation import Conversation, Sampling, Template, as_json, turns_of_json
 from samout_train.evaluation.conversation import AGENT_ID, HISTORY_ID, USER_ID, penalise
 from samout_train.ops import use_kernels
 
@@ -56,7 +59,7 @@ def tiny(name: str, **settings: Any) -> nn.Module:
 
 
 def conversation(model: nn.Module, **settings: Any) -> Conversation:
-    return Conversation(model, Bytes(), begins_with_sos=False, **settings)
+    return Conversation(model, Bytes(), Template(**settings))
 
 
 def said(of: Conversation, text: str, sampling: Sampling = GREEDY, **settings: Any) -> str:
@@ -152,7 +155,7 @@ def test_an_answer_ends_at_a_role_and_is_cut_where_there_is_none() -> None:
 
 
 def test_a_character_that_the_vocabulary_lacks_changes_nothing() -> None:
-    talk = Conversation(Scripted([]), Characters([*SPECIAL_TOKENS, "a"]), begins_with_sos=True)
+    talk = Conversation(Scripted([]), Characters([*SPECIAL_TOKENS, "a"]), Template(begins_with_sos=True))
     talk.reset("a")
     for change in (lambda: talk.answer("é", GREEDY), lambda: talk.reset("é"), lambda: talk.load([Turn("user", "é")])):
         with pytest.raises(ValueError, match="character 'é' at position 0 is not in the vocabulary"):
@@ -196,3 +199,22 @@ def test_line_ends_are_folded_as_the_text_of_the_run_was() -> None:
     talk = conversation(Scripted([USER_ID]), line_ends="fold")
     said(talk, "a\r\nb\rc")
     assert Bytes().decode(talk.ids[1:-1]) == "a\nb\nc"
+
+
+@pytest.mark.parametrize("own", [{}, {"system": "<|user|>", "tool": "<|user|>", "boss": "<|history|>"}])
+def test_a_conversation_has_the_tokens_that_the_text_of_the_run_has(tmp_path: Path, own: dict[str, str]) -> None:
+    roles = ROLES | own
+    turns = [Turn(role, f"I am {role}") for role in roles]
+    (tmp_path / "a.jsonl").write_text(json.dumps(json.loads(as_json(turns))) + "\n", "utf-8")
+    written: list[int] = []
+    for piece in JsonlReader.of(roles, "keep").read(tmp_path / "a.jsonl"):
+        for part in piece.parts:
+            if isinstance(part, Special):
+                written.append(SPECIAL_TOKENS.index(part.token))
+            else:
+                written += Bytes().encode(part).tolist()
+    template = Template.of({"layout": "packed", "roles": own})
+    assert template.begin + template.ids_of(turns, Bytes()) == written
+    talk = Conversation(tiny("v8"), Bytes(), template)
+    talk.load(turns)
+    assert talk.ids == written and written.count(USER_ID) == 2 + 2 * bool(own)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from samout_train.data import SPECIAL_TOKENS, Bytes, Characters
-from samout_train.evaluation import Sampling
+from samout_train.evaluation import Sampling, Template
 from samout_train.evaluation.generate import choose
 from samout_train.evaluation.serving import (
     Engine,
@@ -264,8 +264,7 @@ def reader(vocabulary: Any = None, **settings: Any) -> Reader:
         vocabulary=vocabulary or Bytes(),
         defaults=Sampling(max_new_tokens=8),
         limits=Limits(max_prompt_tokens=200, max_new_tokens=50, max_body_bytes=10_000),
-        begins_with_sos=False,
-        line_ends="keep",
+        template=Template(),
         **{"max_seq_len": None, **settings},
     )
 

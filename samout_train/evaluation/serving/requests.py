@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from samout_train.data import SOS_ID, SURROGATE, LineEnds, Turn, Vocabulary
-from samout_train.evaluation.conversation import AGENT_ID, Sampling, ids_of
+from samout_train.data import SURROGATE, Turn, Vocabulary
+from samout_train.evaluation.conversation import Sampling, Template
 
 MOST_STOPS = 4
 LONGEST_STOP = 1000
@@ -27,12 +27,7 @@ NOT_SUPPORTED: dict[str, tuple[Any, ...]] = {
     "response_format": (None, {"type": "text"}),
     "audio": (None,),
 }
-TOKEN_OF_ROLE = {
-    **dict.fromkeys(("system", "developer"), "system"),
-    **dict.fromkeys(("tool", "function"), "tool"),
-    "user": "user",
-    "assistant": "assistant",
-}
+ROLES = ("system", "developer", "tool", "function", "user", "assistant")
 
 
 class RequestError(Exception):
@@ -101,8 +96,7 @@ class Reader:
         vocabulary: Its vocabulary.
         defaults: Settings for fields that a request leaves out.
         limits: Limits of requests.
-        begins_with_sos: Whether `<|sos|>` precedes a conversation.
-        line_ends: How line ends of messages are read.
+        template: How a conversation is written as tokens.
         max_seq_len: Tokens that the model has room for; None for any number.
     """
 
@@ -113,13 +107,11 @@ class Reader:
         vocabulary: Vocabulary,
         defaults: Sampling,
         limits: Limits,
-        begins_with_sos: bool,
-        line_ends: LineEnds,
+        template: Template,
         max_seq_len: int | None,
     ) -> None:
         self.name, self.vocabulary, self.defaults, self.limits = name, vocabulary, defaults, limits
-        self.begin = [SOS_ID] if begins_with_sos else []
-        self.line_ends: LineEnds = line_ends
+        self.template = template
         self.max_seq_len = max_seq_len
 
     def chat(self, body: Any) -> Asked:
@@ -131,7 +123,7 @@ class Reader:
         content = _mapping(body)
         turns = _turns(content.get("messages"))
         try:
-            ids = [*self.begin, *ids_of(turns, self.vocabulary, self.line_ends), AGENT_ID]
+            ids = self.template.begin + self.template.ids_of(turns, self.vocabulary) + self.template.answer
         except ValueError as error:
             raise RequestError(str(error), "messages") from error
         default = min(self.defaults.max_new_tokens, self.limits.max_new_tokens)
@@ -151,7 +143,7 @@ class Reader:
             raise RequestError("prompt must be one text of at least one character", "prompt")
         _require_characters(prompt, "prompt")
         try:
-            ids = ids_of([Turn("user", prompt)], self.vocabulary, self.line_ends)[1:]  # without the role
+            ids = self.template.ids_of_text(prompt, self.vocabulary)
         except ValueError as error:
             raise RequestError(str(error), "prompt") from error
         return self._asked(content, ids, "prompt", min(16, self.limits.max_new_tokens), is_chat=False)
@@ -212,15 +204,15 @@ def _turns(messages: Any) -> list[Turn]:
     for number, message in enumerate(messages):
         param = f"messages[{number}]"
         role = message.get("role") if isinstance(message, dict) else None
-        if not isinstance(role, str) or role not in TOKEN_OF_ROLE:
-            raise RequestError(f"{param} must have a role: {', '.join(TOKEN_OF_ROLE)}", param)
+        if role not in ROLES:
+            raise RequestError(f"{param} must have a role: {', '.join(ROLES)}", param)
         content = message.get("content")
         if isinstance(content, list) and all(_is_text(part) for part in content):
             content = "".join(part["text"] for part in content)
         if not isinstance(content, str):
             raise RequestError(f"{param}.content must be a text, or a list of parts that are text", param)
         _require_characters(content, param)
-        turns.append(Turn(TOKEN_OF_ROLE[role], content))
+        turns.append(Turn(role, content))
     return turns
 
 
