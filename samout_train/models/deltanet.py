@@ -13,7 +13,8 @@ section 3.4; Grazzi et al., Unlocking State-Tracking in Linear RNNs Through Nega
 starts as log U(0, 16), b as the inverse softplus of exp U(log 0.001, log 0.1); as vectors, they have no weight decay.
 Matrices start from N(0, 0.02^2), as in flash-linear-attention, and the convolution as torch draws it. With torch's
 larger matrices, the mixer's first outputs hide the token, and the model starts to learn recall several hundred steps
-later.
+later. Difference: keys and values have the width D each; in flash-linear-attention, Gated DeltaNet has keys of 0.75 D
+and values of 1.5 D (`key_share`, `value_share`), and so a larger state at the same number of heads.
 """
 
 # B batch, T time, D width, H heads, K width of a head's keys, V of its values

@@ -31,26 +31,41 @@ class Streams(nn.Module):
         convolved: Number of streams, from the first, that are convolved.
         convolution_size: Tokens in the kernel of the convolution; 0 for neither convolution nor SiLU.
         bias: Whether the convolution has a bias.
+        silu: Whether SiLU follows the convolution.
     """
 
     def __init__(
-        self, *, hidden_size: int, widths: Sequence[int], convolved: int, convolution_size: int, bias: bool = False
+        self,
+        *,
+        hidden_size: int,
+        widths: Sequence[int],
+        convolved: int,
+        convolution_size: int,
+        bias: bool = False,
+        silu: bool = True,
     ) -> None:
         super().__init__()
         self.widths, self.convolved_width = list(widths), sum(widths[:convolved])
         self.projection = Linear(hidden_size, sum(widths), bias=False, parts=widths)
         self.convolution: CausalConvolution | None = None
         if convolution_size and convolved:
-            self.convolution = CausalConvolution(hidden_size=self.convolved_width, size=convolution_size, bias=bias)
+            self.convolution = CausalConvolution(
+                hidden_size=self.convolved_width, size=convolution_size, bias=bias, silu=silu
+            )
 
     def forward(self, x_BTD: Tensor, tokens_BKP: Tensor | None) -> tuple[Sequence[Tensor], Tensor | None]:
-        """Return the streams, (B, T, width) each, and the convolution's next state; None without a convolution."""
+        """Project, and convolve.
+
+        Returns:
+            The streams, (B, T, width) each, in the precision of the products; and the convolution's next state, None
+            without a convolution.
+        """
         packed_BTP = self.projection(x_BTD)
         if self.convolution is not None:
             rest = packed_BTP.shape[-1] - self.convolved_width
             convolved_BTP, rest_BTP = packed_BTP.split([self.convolved_width, rest], dim=-1)
             convolved_BTP, tokens_BKP = self.convolution(convolved_BTP, tokens_BKP)
-            packed_BTP = torch.cat([convolved_BTP, rest_BTP], dim=-1)
+            packed_BTP = torch.cat([convolved_BTP.to(rest_BTP.dtype), rest_BTP], dim=-1)
         return packed_BTP.split(self.widths, dim=-1), tokens_BKP
 
     def state_before(self, state: object) -> LayerState:

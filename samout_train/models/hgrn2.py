@@ -31,7 +31,8 @@ class HGRN2(nn.Module):
         hidden_size: Width D.
         num_heads: Heads H.
         key_share: Width of all heads' forget gates as a share of D.
-        convolution_size: Kernel width, in tokens, of a convolution of q, f and v; 0 for none.
+        convolution_size: Kernel width, in tokens, of a convolution of W_q x, W_f x and v, without SiLU after it, with
+            which no channel could forget more than half; 0 for none.
         output_norm: `head`, `all` or `none`.
         output_gate: `silu`, `sigmoid` or `none`.
     """
@@ -54,7 +55,11 @@ class HGRN2(nn.Module):
         self.value_size = hidden_size // num_heads
         keys = num_heads * self.key_size
         self.streams = Streams(
-            hidden_size=hidden_size, widths=[keys, keys, hidden_size], convolved=3, convolution_size=convolution_size
+            hidden_size=hidden_size,
+            widths=[keys, keys, hidden_size],
+            convolved=3,
+            convolution_size=convolution_size,
+            silu=False,
         )
         self.joined = HeadsJoined(
             hidden_size=hidden_size,

@@ -2,10 +2,14 @@
 
 z = sigmoid(Wz x); h~ = g(Wh x), g(v) = v + 0.5 for v >= 0, else sigmoid(v); h_t = (1 - z_t) h_{t-1} + z_t h~_t.
 
-Source: Feng et al., Were RNNs All We Needed? (arXiv 2410.01201), appendix B. Departure from the paper: the scan in log
-space joins neighbouring spans of 1, 2, 4, ... tokens (Hillis and Steele 1986). The paper subtracts sums of log(1 - z)
-from the start of the sequence, which grow with it: over 64 tokens in float32, the error of the gates' gradients was
-9e-5, against 6e-7 with spans. Chunks of 64 tokens, each from the state of the previous one, need fewer rounds.
+Source: Feng et al., Were RNNs All We Needed? (arXiv 2410.01201), appendix B. The recurrence has the width of the model,
+and neither an expansion nor a convolution, which programs that follow the paper often have. `model=hybrid
+model.pattern=[mingru] model.convolution_size=4` puts a convolution before it.
+
+Departure from the paper: the scan in log space joins neighbouring spans of 1, 2, 4, ... tokens (Hillis and Steele
+1986). The paper subtracts sums of log(1 - z) from the start of the sequence, which grow with it: over 64 tokens in
+float32, the error of the gates' gradients was 9e-5, against 6e-7 with spans. Chunks of 64 tokens, each from the state
+of the previous one, need fewer rounds.
 """
 
 # B batch, T time, C time of a chunk, S time after the first span, D width, V vocabulary
@@ -79,7 +83,8 @@ def log_space_scan(gate_BTD: Tensor, candidate_BTD: Tensor, state_BD: Tensor | N
     )
     log_h_BTD = -F.softplus(-gate_BTD) + log_candidate_BTD  # log of h after that span, from zero before it
     if state_BD is not None:
-        first_B1D = torch.logaddexp(log_h_BTD[:, :1], log_kept_BTD[:, :1] + state_BD.log()[:, None])
+        log_state_BD = state_BD.clamp(min=torch.finfo(state_BD.dtype).tiny).log()  # 0 has no gradient
+        first_B1D = torch.logaddexp(log_h_BTD[:, :1], log_kept_BTD[:, :1] + log_state_BD[:, None])
         log_h_BTD = torch.cat([first_B1D, log_h_BTD[:, 1:]], dim=1)
     span, time = 1, gate_BTD.shape[1]
     while span < time:

@@ -1,18 +1,20 @@
 """Mix by mLSTM: linear attention with exponential input gates, divided by the sum of the gates.
 
     S_t = f_t S_{t-1} + exp(i_t) k_t v_t^T;   n_t = f_t n_{t-1} + exp(i_t) k_t
-    h_t = S_t^T q_t / max(|n_t . q_t|, 1);    f = sigmoid(w_f x + b_f), i = w_i x + b_i, k divided by sqrt(K)
+    h_t = S_t^T q_t / max(|n_t . q_t|, 1);   f = sigmoid(w_f x + b_f), i = w_i x + b_i, k divided by sqrt(K)
     output = W_o (RMSNorm(h) * sigmoid(W_g x))
 
 exp(i) has no bound, so S and n are stored divided by exp(m_t), m_t = max(log f_t + m_{t-1}, i_t). This is a running
 maximum with decay, the scan that SamOut is built on (ops/max_scan). After the division, S is linear attention with the
 log-decay log f_t + m_{t-1} - m_t and the keys exp(i_t - m_t) k_t, where neither the decay nor exp(i_t - m_t) exceeds 1.
-n is one more column of S. m changes no output, so it takes no gradient.
+n is one more column of S. m changes no output, so it takes no gradient. As in the published program, the divisor has
+1e-6 exp(m) more, which counts where n . q and exp(-m) are both nearly 0.
 
 Source: Beck et al., xLSTM (arXiv 2405.04517), section 2.3 and appendix A. w_f and w_i start at 0, b_f evenly spaced
 from 3 to 6 over the heads and b_i from N(0, 0.1^2), as in its program; the matrices of q, k, v and W_g from
-N(0, 2 / (5 D)) and W_o from N(0, 4 / (L^2 D)) with L layers. Difference: the mixer sits in the same block as the
-others, without the up-projection by 2.
+N(0, 2 / (5 D)) and W_o from N(0, 4 / (L^2 D)) with L layers. Differences: the mixer sits in the same block as the
+others, without the up-projection by 2 and without its program's learnable skip around the mixer; the gates i and f read
+x, not q, k and v; q, k and v have full matrices, not blocks of 4; the norm is RMSNorm, not LayerNorm of each head.
 """
 
 # B batch, T time, D width, H heads, K width of a head's keys, V of its values, W values and the sum of the gates
@@ -30,6 +32,7 @@ from samout_train.models.layers import Linear
 from samout_train.ops.linear_attention import CHUNK, linear_attention
 from samout_train.ops.max_scan import max_scan
 
+EPSILON = 1e-6
 LEAST_FORGET_BIAS, LARGEST_FORGET_BIAS, INPUT_BIAS_STD = 3.0, 6.0, 0.1
 
 
@@ -131,7 +134,7 @@ class MLSTM(nn.Module):
             memory_BHKW,
         )
         sum_BHT1 = h_BHTW[..., -1:].abs().maximum((-m_BTH).exp().transpose(1, 2)[..., None])
-        h_BHTV = (h_BHTW[..., :-1] / sum_BHT1).to(x_BTD.dtype)
+        h_BHTV = (h_BHTW[..., :-1] / (sum_BHT1 + EPSILON)).to(x_BTD.dtype)
         after = Stabilised(memory_BHKW, maximum_after_BH)
         return self.joined(h_BHTV, x_BTD), self.streams.state_after(after, tokens)
 

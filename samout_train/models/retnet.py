@@ -31,6 +31,7 @@ from samout_train.models.heads import (
 )
 from samout_train.ops.elementwise import turned, turned_heads
 from samout_train.ops.linear_attention import CHUNK, linear_attention
+from samout_train.runtime import float64_place
 
 GAIN, GAIN_OUT = 2**-2.5, 2**-1
 
@@ -109,8 +110,9 @@ class RetNet(nn.Module):
         else:
             position_T = retained.position + torch.arange(time, device=x_BTD.device)
             q_BHTK, k_BHTK = turned(q_BHTK, position_T), turned(k_BHTK, position_T)
-        head_H = torch.arange(self.num_heads, dtype=torch.float64, device=x_BTD.device)
-        log_decay_H = torch.log1p(-torch.exp2(-5 - head_H))
+        head_H = torch.arange(self.num_heads, dtype=torch.float64, device=float64_place(x_BTD.device))
+        log_decay_H = torch.log1p(-torch.exp2(-5 - head_H)).to(torch.promote_types(q_BHTK.dtype, torch.float32))
+        log_decay_H = log_decay_H.to(x_BTD.device)
         o_BHTV, memory_BHKV = linear_attention(
             q_BHTK / math.sqrt(self.key_size),
             k_BHTK,

@@ -5,10 +5,12 @@
 
 W_r and W_i are block-diagonal, with one block per head. With `output_gate=none` the output is W_o h.
 
-Source: De et al., Griffin (arXiv 2402.19427), sections 2.3 and 2.4 and appendix A, and the program of RecurrentGemma:
-the decay at r = 1 starts between 0.9 and 0.999, uniform in its square; the gradient of the square root is at most
+Source: De et al., Griffin (arXiv 2402.19427), sections 2.3 and 2.4 and appendix A: the decay at r = 1 starts between
+0.9 and 0.999, uniform in its square. And the program of RecurrentGemma: the gradient of the square root is at most
 1,000; W_r and W_i start from N(0, 1 / K), W_u and W_g from N(0, 1 / D), W_o from N(0, 2 / (L D)) with L layers, the
-convolution over C tokens from N(0, 0.01 / C), biases at 0. Difference: W_u, W_g and W_o have no biases.
+convolution over C tokens from N(0, 0.01 / C), biases at 0. Differences: W_u, W_g and W_o have no biases; the
+recurrence has the width D, where the published models have about 4/3 of it; the first token has its square root, where
+the program has 1; in the program, the 8th root of the decay starts between 0.9 and 0.999.
 """
 
 # B batch, T time, D width, H heads, K width of a head: D / H

@@ -189,7 +189,7 @@ def _choose_chunks(device_type: str) -> Choice:
         return Choice(False, "flash-linear-attention is not installed (pip install 'samout_train[fla]')")
     if reason := _unusable("triton") or _unusable("fla.ops.gla"):
         return Choice(False, f"flash-linear-attention cannot be used ({reason})")
-    return Choice(True, f"flash-linear-attention {importlib.metadata.version('fla-core')}")
+    return Choice(True, f"flash-linear-attention {_version('fla', 'fla-core')}".strip())
 
 
 def without_library(
@@ -243,7 +243,15 @@ def _choose(kernels: Kernels, device_type: str, dtype: torch.dtype) -> Choice:
     if dtype not in dtypes:
         taken = ", ".join(str(each).removeprefix("torch.") for each in dtypes)
         return Choice(False, f"the fused kernels for {device_type} take {taken}")
-    return Choice(True, f"{library} {importlib.metadata.version(library)}")
+    return Choice(True, f"{library} {_version(library, library)}".strip())
+
+
+def _version(library: str, distribution: str) -> str:
+    """Return the version of an installed library; empty if it does not tell. Wheels of Triton have several names."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return str(getattr(importlib.import_module(library), "__version__", ""))
 
 
 @cache

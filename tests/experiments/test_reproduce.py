@@ -14,7 +14,7 @@ from tests.support.marks import mostly_nightly
 # Many runs, a run for a GPU, and one on data that a script makes.
 SWEEPS = {
     *("capabilities", "zoology_recall", "zoology_small", "maxplus_ablation", "contenders_cpu", "contenders_text"),
-    *("counting", "ingredients_maxplus", "ingredients_transformer"),
+    *("counting", "counting_swaps", "ingredients_maxplus", "ingredients_transformer"),
 }
 WITHOUT = SWEEPS | {"maxplus_shakespeare_gpu", "transformer_shakespeare_gpu", "chat_small"}
 

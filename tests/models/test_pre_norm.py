@@ -15,6 +15,7 @@ from samout_train import build_model
 from samout_train.config import CONF, ConfigError, build, compose_config
 from samout_train.evaluation.verify import distance
 from samout_train.models import map_state, state_bytes
+from samout_train.ops import fla
 from samout_train.ops.elementwise import turned
 from samout_train.training import checked_config
 from tests.support.marks import mostly_nightly, spread
@@ -131,7 +132,8 @@ def mamba2(p: Parameters, x: Tensor, gate: Callable[[Tensor], Tensor] = F.silu) 
 def mlstm(p: Parameters, x: Tensor) -> Tensor:
     """Without the stabiliser: gates here are small enough for their exponentials."""
     streams = convolved(p, x @ p["streams.projection.weight"].T, 2 * WIDTH)
-    i = torch.exp(x @ p["input_gate.weight"].T + p["input_gate.bias"])
+    log_i = x @ p["input_gate.weight"].T + p["input_gate.bias"]
+    i, m = log_i.exp(), x.new_full((len(x), HEADS), -torch.inf)
     f = torch.sigmoid(x @ p["forget_gate.weight"].T + p["forget_gate.bias"])
     state, total, found = 0.0, 0.0, []
     for t in range(x.shape[1]):
@@ -139,7 +141,10 @@ def mlstm(p: Parameters, x: Tensor) -> Tensor:
         k = k / (WIDTH / HEADS) ** 0.5
         state = f[:, t, :, None, None] * state + i[:, t, :, None, None] * outer(k, v)
         total = f[:, t, :, None] * total + i[:, t, :, None] * k
-        found.append(read(state, q) / (total * q).sum(-1, keepdim=True).abs().clamp(min=1))
+        m = torch.maximum(f[:, t].log() + m, log_i[:, t]).detach()
+        found.append(
+            read(state, q) / ((total * q).sum(-1, keepdim=True).abs().clamp(min=1) + 1e-6 * m.exp()[..., None])
+        )
     return joined(p, found, x, torch.sigmoid)
 
 
@@ -265,6 +270,36 @@ def test_large_input_gates_of_an_mlstm_overflow_nothing() -> None:
         exact, _ = mixer(x, None)
         single, _ = mixer.float()(x.float(), None)
     assert single.isfinite().all() and distance(single.double(), exact) < 1e-4
+
+
+def test_an_mlstm_that_reads_nothing_divides_by_more_than_nothing() -> None:
+    mixer = mixer_of("mlstm").float()
+    with torch.no_grad():
+        mixer.get_parameter("input_gate.bias").fill_(120)  # exp(-120) is 0 in float32
+    x = torch.zeros(1, 9, WIDTH, requires_grad=True)
+    y, _ = mixer(x, None)
+    y.sum().backward()
+    assert y.isfinite().all() and x.grad is not None and x.grad.isfinite().all()
+
+
+def test_hgrn2_with_a_convolution_can_forget_everything() -> None:
+    mixer = mixer_of("hgrn2", convolution_size=4)
+    with torch.no_grad():
+        mixer.get_parameter("streams.projection.weight").mul_(30)
+    streams, _ = mixer.get_submodule("streams")(some_input(), None)
+    forget = streams[1].detach().sigmoid()
+    assert float(forget.min()) < 0.05 and float(forget.max()) > 0.95
+
+
+@pytest.mark.parametrize("name", ["gla", "retnet", "hgrn2", "mamba2", "deltanet", "gated_deltanet"])
+def test_values_reach_the_recurrence_in_the_precision_of_the_products(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    monkeypatch.setattr(fla, "takes", lambda k, v: seen.append(v.dtype))  # None: it takes nothing
+    with torch.autocast("cpu", torch.bfloat16):
+        mixer_of(name).float()(some_input(9).float(), None)
+    assert seen == [torch.bfloat16]
 
 
 def test_decays_of_gated_deltanet_and_mamba2_start_as_published() -> None:

@@ -116,6 +116,18 @@ def test_mingru_keeps_the_gradients_of_its_gates_in_float32() -> None:
     assert float((gradients[0] - gradients[1]).norm() / gradients[1].norm()) < 2e-6
 
 
+def test_a_mingru_state_that_is_zero_at_the_border_of_a_chunk_has_finite_gradients() -> None:
+    mixer, x = MinGRUMixer(hidden_size=3), torch.zeros(1, 65, 3)
+    with torch.no_grad():
+        mixer.gate.weight.copy_(torch.eye(3) * 105)  # takes all of the candidate, whose sigmoid(-105) is 0
+        mixer.candidate.weight.copy_(torch.eye(3) * -105)
+    x[:, :64] = 1
+    y, _ = mixer(x.requires_grad_(), None)
+    assert float(y[0, 63].max()) < 1e-38
+    gradients = torch.autograd.grad(y.sum(), [x, mixer.gate.weight, mixer.candidate.weight])
+    assert all(gradient.isfinite().all() for gradient in gradients)
+
+
 def test_mingru_candidates_are_continuous_and_positive() -> None:
     got = positive(torch.tensor([-2.0, -1e-6, 0.0, 2.0]))
     torch.testing.assert_close(got, torch.tensor([0.1192029, 0.5, 0.5, 2.5]), rtol=1e-5, atol=1e-5)

@@ -1,5 +1,6 @@
 """The choice of kernels, and what is said of it."""
 
+import importlib.metadata
 import importlib.util
 import logging
 import subprocess
@@ -29,6 +30,15 @@ def test_the_choice_and_its_reason_are_logged_once(caplog: pytest.LogCaptureFixt
     messages = [record.getMessage() for record in caplog.records]
     assert len(messages) == 2 and messages[0].startswith("kernels     fused for float32 on cpu: numba ")
     assert messages[1] == "kernels     reference for float16 on cpu: the fused kernels for cpu take float32, bfloat16"
+
+
+def test_a_library_without_metadata_of_its_name_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_version(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)  # as for a wheel of Triton under another name
+
+    monkeypatch.setattr(importlib.metadata, "version", no_version)
+    use_kernels("auto")
+    assert is_fused("cpu", torch.float32)
 
 
 def test_without_numba_everything_runs_and_a_line_says_how_to_get_it(

@@ -161,6 +161,20 @@ def test_decays_that_would_overflow_as_a_quotient_stay_exact(kind: str, choice: 
         assert distance(got_grads[name], wanted_grads[name]) < 1e-5, name
 
 
+@pytest.mark.parametrize("choice", ["fused", "reference"])
+@pytest.mark.parametrize("kind", ["scalar", "channel", "gated delta"])
+def test_a_decay_that_is_no_number_is_not_taken_for_a_reset(kind: str, choice: Kernels) -> None:
+    case = Case(kind, 9)
+    inputs = {name: tensor.float() for name, tensor in case.inputs.items()}
+    inputs["log_decay"][:, :, 4] = torch.nan
+    use_kernels(choice)
+    try:
+        o, state = case.fused(**inputs)
+    finally:
+        use_kernels("auto")
+    assert o[:, :, 4:].isnan().all() and state.isnan().all()
+
+
 def test_a_decay_for_each_head_alone_is_broadcast() -> None:
     case = Case("scalar", 70)
     case.inputs["log_decay"] = case.inputs["log_decay"][:1, :, :1].expand(1, HEADS, 70)

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from samout_train.runtime import float64_place
+
 ROTARY_BASE = 10_000.0
 
 
@@ -34,9 +36,10 @@ def turned(x_BHTK: Tensor, position_T: Tensor) -> Tensor:
         position_T: Positions of the tokens, int64.
     """
     pairs, dtype = x_BHTK.shape[-1] // 2, torch.promote_types(x_BHTK.dtype, torch.float32)
-    rate_P = ROTARY_BASE ** (-torch.arange(pairs, device=x_BHTK.device, dtype=torch.float64) / max(1, pairs))
-    angle_TP = position_T[:, None] * rate_P
-    cos_TP, sin_TP = angle_TP.cos().to(dtype), angle_TP.sin().to(dtype)
+    place = float64_place(x_BHTK.device)
+    rate_P = ROTARY_BASE ** (-torch.arange(pairs, device=place, dtype=torch.float64) / max(1, pairs))
+    angle_TP = position_T.to(place)[:, None] * rate_P
+    cos_TP, sin_TP = (part_TP.to(dtype).to(x_BHTK.device) for part_TP in (angle_TP.cos(), angle_TP.sin()))
     first_BHTP, second_BHTP, rest = x_BHTK.to(dtype).split([pairs, pairs, x_BHTK.shape[-1] - 2 * pairs], dim=-1)
     parts = [first_BHTP * cos_TP - second_BHTP * sin_TP, first_BHTP * sin_TP + second_BHTP * cos_TP, rest]
     return torch.cat(parts, dim=-1).to(x_BHTK.dtype)

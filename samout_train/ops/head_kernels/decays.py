@@ -28,9 +28,9 @@ from samout_train.ops.numba_support import _pointer, vector_exp
 
 @inner
 def decay_of(log_decay: Any) -> Any:
-    """Return e^x; below the smallest normal float32, 0."""
+    """Return e^x; below the smallest normal float32, 0. NaN stays NaN."""
     value = vector_exp(log_decay)
-    return value if log_decay > np.float32(-87) else np.float32(0)
+    return np.float32(0) if log_decay <= np.float32(-87) else value
 
 
 @inner

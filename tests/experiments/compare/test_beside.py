@@ -91,7 +91,10 @@ def test_the_models_of_counting_are_tested_far_beyond_the_length_of_training_on_
         source = source_from(compose_config(words).config)
         found[label] = source.vocab_size, source.train.seq_len
         assert [rows.seq_len for rows in source.tests.values()] == [source.train.seq_len, 256, 1000, 16384]
-    assert found == {"parity": (2, 40), "modulo_3": (3, 40), "s3": (6, 40), "s5_swaps": (120, 16)}
+    assert found == {"parity": (2, 40), "modulo_3": (3, 40), "s3": (6, 40)}
+    swaps = source_from(compose_config(["experiment=counting_swaps"]).config)
+    assert [rows.seq_len for rows in swaps.tests.values()] == [swaps.train.seq_len, 256, 1000, 16384]
+    assert swaps.vocab_size == 120 and swaps.train.seq_len == 16
 
 
 def plan(folder: Path, **settings: Any) -> Plan:
