@@ -31,9 +31,9 @@ from samout_train.checkpoint.shards import split_shards, write_shards
 from samout_train.config import Positive, current_settings, validated
 from samout_train.models import ParallelModel, resume_with
 from samout_train.ops import chosen_products
-from samout_train.runtime import PrecisionName, distributed
+from samout_train.runtime import PrecisionName, distributed, read_json
 
-OPTIMIZER = "optimizer._target_"
+OPTIMIZER, INDEX = "optimizer._target_", "index.json"
 log = logging.getLogger(__name__)
 
 
@@ -213,8 +213,8 @@ class Checkpoints:
             self._thread.join()
             self._thread = None
 
-    def finish(self, step: int) -> None:
-        """Wait for a pending write, and check that this step is saved.
+    def finish(self, step: int, best_step: int | None) -> None:
+        """Wait for a pending write, check that this step is saved, and name the best one if it changed since.
 
         Raises:
             CheckpointError: if it is not; the message has the reason.
@@ -222,6 +222,10 @@ class Checkpoints:
         self.wait()
         if self.last_step != step:
             raise CheckpointError(self._problem or f"the checkpoint of step {step} was not written")
+        try:
+            self._write_index(step, best_step)
+        except OSError as error:
+            log.warning("%s could not be written: %s", self.directory / INDEX, error)
 
     def _newest(self) -> Path | None:
         """Return the newest complete checkpoint of the run, found by the first process."""
@@ -312,14 +316,20 @@ class Checkpoints:
         )
 
     def _delete_old(self, step: int, best_step: int | None) -> None:
-        steps = saved_steps(self.directory)
-        best = None
-        if self.keep_best and best_step in steps:
-            best = best_step
-        replace_json(self.directory / "index.json", {"last": step, "best": best})
-        for old in steps[: -self.keep_last]:
+        best = self._write_index(step, best_step)
+        for old in saved_steps(self.directory)[: -self.keep_last]:
             if old not in (best, step):
                 delete_checkpoint(self.directory, old)
+
+    def _write_index(self, step: int, best_step: int | None) -> int | None:
+        """Write which checkpoints are the last and the best, unless the file says so; return the best one's step."""
+        best = None
+        if self.keep_best and best_step in saved_steps(self.directory):
+            best = best_step
+        path, content = self.directory / INDEX, {"last": step, "best": best}
+        if read_json(path) != content:
+            replace_json(path, content)
+        return best
 
 
 def made_with(device: torch.device, precision: PrecisionName) -> dict[str, str | int]:

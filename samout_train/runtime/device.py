@@ -6,6 +6,7 @@ import os
 import sysconfig
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -182,6 +183,9 @@ def use_tf32(tf32: bool, device: torch.device) -> None:
     if tf32:
         precision = "tf32"
     cuda, cudnn = cast(Any, torch.backends.cuda), cast(Any, torch.backends.cudnn)
+    with warnings.catch_warnings():  # torch raises in the getters of the former settings unless they agree
+        warnings.simplefilter("ignore")
+        cuda.matmul.allow_tf32 = cudnn.allow_tf32 = tf32
     for operations in (cuda.matmul, cudnn.conv, cudnn.rnn):
         operations.fp32_precision = precision
 

@@ -196,8 +196,11 @@ def model_problem(model: nn.Module, optimizer: torch.optim.Optimizer, *, scalars
     if changes_decay(optimizer):
         return "the weight decay changes from step to step, and the fused update takes it as a number"
     for module in model.modules():
+        name = type(module).__name__
         if hasattr(module, "anneal"):
-            return f"the temperature of {type(module).__name__} changes from step to step"
+            return f"the temperature of {name} changes from step to step"
+        if isinstance(module, nn.RNNBase) and module.dropout and module.num_layers > 1:
+            return f"cuDNN's dropout between the layers of {name} has a random state of its own, which moves in memory"
     return None
 
 

@@ -83,6 +83,16 @@ def generator_states(device: torch.device) -> tuple[Tensor, Tensor | None]:
     return torch.get_rng_state(), device_random_state(device)
 
 
+def needs_host(device: torch.device, *, holds_back: bool) -> bool:
+    """Return whether the host looks at each step before its update.
+
+    Args:
+        device: The device of the run. On mps, torch's fused Adam took `found_inf` and ignored it (PyTorch #186360).
+        holds_back: Whether the optimizer leaves out an update where the device found that it is not finite.
+    """
+    return device.type != "cuda" or not holds_back
+
+
 class NonFiniteMonitor:
     """Finds the first non-finite step without waiting for the device.
 

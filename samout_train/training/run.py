@@ -363,7 +363,8 @@ def _changed_parts(trainer: Trainer, restored: Restored, settings: Mapping[str, 
             if decides and now.get(key) != then.get(key):
                 keys.append(key)
     step, last = trainer.step_count, _last_learning_rate(trainer)
-    if not keys and step and not math.isclose(trainer.learning_rate(step), last, rel_tol=1e-9):
+    by_steps = trainer.limits.max_seconds is None  # the seconds at which the last rate was taken are not known
+    if not keys and step and by_steps and not math.isclose(trainer.learning_rate(step), last, rel_tol=1e-9):
         keys = ["the learning rates"]
     parts = list(restored.manifest.get("parts", []))
     if keys and not trainer.finished():

@@ -41,6 +41,7 @@ from samout_train.training.non_finite import (
     StepSnapshot,
     describe_non_finite,
     generator_states,
+    needs_host,
     require_finite,
     skip_or_raise,
     update,
@@ -146,7 +147,7 @@ class TrainingStep:
         self.skipped_steps: set[int] = set()
         self.empty_steps = 0
         holds_back = getattr(optimizer, "_step_supports_amp_scaling", False) and not shared.is_sharded
-        self.checks_on_host = batches.device.type == "cpu" or not holds_back
+        self.checks_on_host = needs_host(batches.device, holds_back=holds_back)
         self._monitor = NonFiniteMonitor()
         self._redo_step: int | None = None  # the step that is repeated with a check on the host
         self.snapshot: StepSnapshot | None = None

@@ -379,6 +379,7 @@ class Trainer:
             path.replace(path.with_name(f"summary_step_{self.step_count:08d}.json"))
 
     def _save(self, callbacks: Callbacks, checkpoints: Checkpoints) -> None:
+        self.training_step.confirm_finite()
         is_saved = self.step_count in (checkpoints.last_step, checkpoints.begun_step)
         if distributed.largest(distributed.is_first() and is_saved):
             return
@@ -391,7 +392,7 @@ class Trainer:
         checkpoints.wait()
         self._save(callbacks, checkpoints)
         if distributed.is_first():
-            checkpoints.finish(self.step_count)
+            checkpoints.finish(self.step_count, self.reports.best_val_step)
 
     def finished(self) -> bool:
         """Return whether a limit is reached."""
@@ -423,6 +424,7 @@ class Trainer:
 
         All processes must call it together.
         """
+        self.training_step.confirm_finite()  # may go back, with the random states
         first, *others = distributed.gathered(random_states(self.device))
         vocabulary = None
         if self.source.vocabulary:

@@ -28,7 +28,7 @@ def checkpoints(run_dir: Path, **changes: Any) -> Checkpoints:
 def save(made: Checkpoints, *steps: int, best_step: int | None = None) -> list[Path]:
     for step in steps:
         made.save({"weight": torch.full((50,), float(step))}, step=step, best_step=best_step)
-        made.finish(step)
+        made.finish(step, best_step)
     return [made.directory / f"step_{step:08d}.pt" for step in steps]
 
 
@@ -38,6 +38,16 @@ def test_what_is_saved_is_read_back(tmp_path: Path) -> None:
     assert torch.equal(read_checkpoint(path)["weight"], torch.full((50,), 7.0))
     manifest = json.loads(path.with_suffix(".json").read_text())
     assert manifest["step"] == 7 and manifest["bytes"] == path.stat().st_size and len(manifest["sha256"]) == 64
+
+
+def test_a_best_step_that_is_found_after_its_save_is_named(tmp_path: Path) -> None:
+    made = checkpoints(tmp_path)
+    save(made, 3, best_step=3)
+    save(made, 6, best_step=3)
+    resumed = checkpoints(tmp_path)
+    resumed.last_step = 6
+    resumed.finish(6, 6)
+    assert json.loads((made.directory / "index.json").read_text()) == {"last": 6, "best": 6}
 
 
 def test_saves_are_due_at_the_interval_and_for_a_new_best(tmp_path: Path) -> None:
@@ -167,7 +177,7 @@ def test_what_reads_back_as_something_else_is_no_checkpoint(
     made.wait()
     assert made.last_step == 1 and "read back differs from what was written" in caplog.text
     with pytest.raises(CheckpointError, match="the checkpoint of step 1 is kept"):
-        made.finish(2)
+        made.finish(2, None)
     assert not list(made.directory.glob("*.tmp")) and not (made.directory / "step_00000002.pt").exists()
 
 
@@ -184,5 +194,5 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypa
     state["weight"] += 1
     assert made.last_step is None and not made.due(1, is_best=True)
     may_write.set()
-    made.finish(1)
+    made.finish(1, None)
     assert not torch.load(io.BytesIO(contents[0]), weights_only=True)["weight"].any(), "a copy was written"

@@ -22,6 +22,16 @@ def test_tf32_is_set_both_ways_and_does_not_leak_into_the_next_run() -> None:
     assert chosen() == {"ieee"}
 
 
+def test_what_reads_the_former_settings_of_torch_goes_on() -> None:
+    for tf32 in (True, False, True):
+        use_tf32(tf32, torch.device("cuda"))
+        assert torch.backends.cuda.matmul.allow_tf32 is tf32 and torch.backends.cudnn.allow_tf32 is tf32
+        assert torch.get_float32_matmul_precision() == ("high" if tf32 else "highest")
+        with torch.backends.cudnn.flags(enabled=True):
+            pass
+    use_tf32(False, torch.device("cuda"))
+
+
 def test_tf32_on_a_cpu_is_refused() -> None:
     with pytest.raises(ValueError, match="is for CUDA, and this run is on cpu"):
         use_tf32(True, torch.device("cpu"))

@@ -14,14 +14,17 @@ import pytest
 import torch
 from torch import nn
 
-from samout_train import train
+from samout_train import build_trainer, train
+from samout_train.checkpoint.manager import Restored, made_with
 from samout_train.checkpoint.run_directory import has_data_record
 from samout_train.config import ConfigError
 from samout_train.models import ParallelModel
 from samout_train.training import StepReport
+from samout_train.training.callbacks.accuracy import TaskAccuracy
 from samout_train.training.callbacks.early_stopping import EarlyStopping
 from samout_train.training.limits import LimitSettings, Reached, once
 from samout_train.training.optimizers.check import checked_optimizer
+from samout_train.training.run import _changed_parts
 from tests.support.program import samout
 
 MODEL = ["model=v8", "device=cpu", "model.hidden_size=8", "model.num_heads=2", "model.num_layers=1"]
@@ -465,6 +468,26 @@ def test_a_patience_that_has_ended_a_run_is_a_limit() -> None:
     further.load_state_dict(callback.state_dict())
     assert further.limit_reached() is None
     assert further.on_report(StepReport(step=3, metrics={"val/loss_nats": 1.0})) is None
+
+
+def test_a_task_that_was_solved_is_a_limit() -> None:
+    callback = TaskAccuracy(solved_evaluations=2)
+    stops = [callback.on_report(StepReport(step=step, metrics={"val/accuracy": 1.0})) for step in range(2)]
+    assert stops[0] is None and stops[1] is not None
+    assert callback.limit_reached() == Reached("solved_evaluations", 2, "solved_evaluations=4")
+    assert TaskAccuracy(solved_evaluations=3).limit_reached() is None
+    assert TaskAccuracy(solved_evaluations=None).limit_reached() is None
+
+
+def test_a_run_that_time_limits_has_not_changed_its_rates_by_going_on() -> None:
+    sizes = ["model=v8", "model.hidden_size=12", "model.num_heads=2", "model.num_layers=1", "data.batch_size=2"]
+    trainer = build_trainer(["data=random", "device=cpu", *sizes, "schedule=wsd", "trainer.max_seconds=1000"])
+    trainer.clock.set(900.0)  # in the decay
+    trainer.step()
+    trainer.clock.set(900.5)
+    settings = {"schedule._target_": "wsd"}
+    restored = Restored({}, {**made_with(trainer.device, trainer.precision), "settings": settings}, True)
+    assert _changed_parts(trainer, restored, settings) == []
 
 
 def test_data_is_compared_where_each_checkpoint_records_it(tmp_path: Path) -> None:

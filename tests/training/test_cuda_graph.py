@@ -310,6 +310,10 @@ def test_models_and_optimizers_that_a_graph_cannot_have_are_named() -> None:
     for_decay = adamw(net)
     for_decay.param_groups[0]["weight_decay_end"] = 0.5
     assert "weight decay" in (model_problem(net, for_decay, scalars=True) or "")
+    for dropout, reason in ((0.0, None), (0.2, "between the layers of LSTM")):
+        lstm = build_model("lstm", vocab_size=31, hidden_size=16, num_layers=2, dropout=dropout)
+        found = model_problem(lstm, adamw(lstm), scalars=True)
+        assert found is None if reason is None else reason in (found or "")
     net.layers[0].anneal = lambda share: share  # type: ignore[union-attr, index, operator]
     assert "temperature" in (model_problem(net, adamw(net), scalars=True) or "")
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from samout_train.data import Batches, Characters, MatrixRows
 from samout_train.training import NonFiniteError
-from samout_train.training.non_finite import MOST_IN_A_ROW, OnNonFinite, describe_non_finite, require_finite
+from samout_train.training.non_finite import MOST_IN_A_ROW, OnNonFinite, describe_non_finite, needs_host, require_finite
 from samout_train.training.step import TrainingStep
 from tests.training.test_step import PROGRESS, model, step_of
 
@@ -63,6 +63,12 @@ def make(step: TrainingStep, steps: int) -> None:
 
 def equal(some: list[Tensor], others: list[Tensor]) -> bool:
     return all(torch.equal(one, other) for one, other in zip(some, others, strict=True))
+
+
+def test_only_cuda_leaves_the_decision_to_the_optimizer() -> None:
+    devices = [torch.device(name) for name in ("cpu", "cuda", "mps")]
+    assert [needs_host(device, holds_back=True) for device in devices] == [True, False, True]
+    assert all(needs_host(device, holds_back=False) for device in devices)
 
 
 LOOKS = pytest.mark.parametrize("checks_on_host", [True, False], ids=["at once", "later"])

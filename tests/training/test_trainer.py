@@ -30,6 +30,19 @@ def run(run_dir: Path, *overrides: str) -> dict[str, Any]:
     return summary
 
 
+def test_random_states_of_a_checkpoint_are_those_after_its_step() -> None:
+    trainer = build_trainer([*TINY, "trainer.on_non_finite=skip", "kernels=reference"])
+    step = trainer.training_step
+    step.checks_on_host = False  # as on CUDA: the host learns later that a step was not finite
+    for _ in range(3):
+        trainer.step()
+    after = torch.get_rng_state()
+    step.model.register_forward_hook(lambda net, args, output: (output[0] * float("nan"), output[1]))
+    trainer.step()
+    state = trainer.state_dict()
+    assert state["step"] == 3 and torch.equal(state["random"]["torch"], after)
+
+
 def lines(run_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 

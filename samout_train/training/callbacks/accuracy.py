@@ -8,7 +8,9 @@ from typing import Annotated, Any
 from samout_train.config import Positive, validated
 from samout_train.data import Rows
 from samout_train.evaluation import Accuracy, accuracy_lines, rows_that_fit
+from samout_train.runtime import distributed
 from samout_train.training.callbacks.base import Callback, RunContext, StepReport
+from samout_train.training.limits import Reached
 
 log = logging.getLogger(__name__)
 VALIDATION = "validation"
@@ -66,6 +68,13 @@ class TaskAccuracy(Callback):
             return None
         return f"{share:.4f} of the answers were right, and {SOLVED} in {self._num_solved} evaluations in a row"
 
+    def limit_reached(self) -> Reached | None:
+        """Return the number of solved evaluations if it ended the run."""
+        if self.solved_evaluations is None or self._num_solved < self.solved_evaluations:
+            return None
+        further = f"solved_evaluations={2 * self._num_solved}"
+        return Reached("solved_evaluations", self.solved_evaluations, further)
+
     def figures(self) -> dict[str, Any]:
         """Return the last measurement, for `summary.json`."""
         if not self._found:
@@ -90,5 +99,6 @@ class TaskAccuracy(Callback):
 
     def _counted(self, rows: Rows, check_stop: Callable[[], None]) -> Accuracy:
         context = self._context
-        rows_per_batch = rows_that_fit(context.batch_size // context.accumulate, context.source.train, rows)
+        rows_of_pass = max(1, context.batch_size // context.accumulate // distributed.count())
+        rows_per_batch = rows_that_fit(rows_of_pass, context.source.train, rows)
         return replace(context.evaluator, check_stop=check_stop).accuracy(rows, rows_per_batch)

@@ -114,7 +114,7 @@ class Report(Callback):
         self._spans = []
         left = []
         if self._context.max_seconds is not None:
-            left.append(self._context.max_seconds)
+            left.append(max(0.0, self._context.max_seconds - self._context.trainer.clock.seconds))
         if self._context.total_steps is not None:
             left.append((self._context.total_steps - step) * seconds_per_step)
         with tqdm.external_write_mode():

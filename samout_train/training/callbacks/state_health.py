@@ -17,7 +17,7 @@ from samout_train.evaluation import (
     growing_layers,
     positions_of,
 )
-from samout_train.runtime import to_device
+from samout_train.runtime import distributed, to_device
 from samout_train.training.callbacks.base import Callback, RunContext, StepReport
 
 log = logging.getLogger(__name__)
@@ -159,8 +159,8 @@ class StateHealth(Callback):
     def _measure_branches(self, check_stop: Callable[[], None]) -> dict[str, float]:
         evaluator, batches = replace(self._context.evaluator, check_stop=check_stop), self._context.fixed_batches
 
-        def loss_nats() -> float:
-            return evaluator.loss(batches, len(batches)).loss_nats
+        def loss_nats() -> float:  # in passes as large as those of training, of which each process has a part
+            return evaluator.loss(part for batch in batches for part in batch.chunk(distributed.count())).loss_nats
 
         worth = added_nats(evaluator.model, loss_nats, each_layer=self.branches == "each_layer")
         self._figures = self._figures | {"added_nats": worth}
