@@ -282,7 +282,7 @@ def _train(composed: Composed, words: list[str], failures: list[int], *, in_swee
         if exit_code is None:
             _record(claim.run_dir, f"{type(error).__name__}: {error}")
             raise
-        _report_failure(error, exit_code, claim.run_dir, has_begun=claim.has_begun)
+        _report_failure(error, exit_code, claim.run_dir, has_begun=claim.has_begun, in_sweep=in_sweep)
         failures.append(exit_code)
 
 
@@ -294,8 +294,11 @@ def _hydras_files() -> dict[str, str]:
     }
 
 
-def _report_failure(error: Exception, exit_code: int, run_dir: Path, *, has_begun: bool) -> None:
-    """Report why a run failed, and record it in the run directory unless another run owns it."""
+def _report_failure(error: Exception, exit_code: int, run_dir: Path, *, has_begun: bool, in_sweep: bool) -> None:
+    """Report why a run failed, and record it in the run directory unless another run owns it.
+
+    A run that can be resumed has not failed because someone asked for it with settings that it cannot have.
+    """
     from samout_train.runtime import is_out_of_memory
     from samout_train.training import NonFiniteError
 
@@ -310,6 +313,8 @@ def _report_failure(error: Exception, exit_code: int, run_dir: Path, *, has_begu
     if isinstance(error, DirectoryRefusedError):
         return
     if not has_begun and not _is_first(Launch.of_environment()):  # the first process may have removed the directory
+        return
+    if exit_code == 2 and not in_sweep and has_checkpoint(run_dir):
         return
     why: Why = "error"
     if exit_code == 2 or isinstance(error, NonFiniteError):

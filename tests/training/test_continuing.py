@@ -223,6 +223,15 @@ def test_other_data_is_refused_in_every_form(texts: Path) -> None:
         assert_goes_on("folder", "data.path=texts", "data.vocabulary=characters")
 
 
+@pytest.mark.slow
+def test_a_run_that_is_asked_for_with_other_data_has_not_failed(texts: Path) -> None:
+    (texts / "one.txt").write_text("all the text of A. " * 20)
+    words = [*TEXT, "data.path=one.txt", "trainer.max_steps=9"]
+    refused = samout(texts, *words, "run_dir=file", "resume=auto")
+    assert refused.returncode == 2 and "is other data than the run learns from" in refused.stderr, refused.stderr
+    assert not (texts / "file" / "failure.json").exists()
+
+
 @pytest.mark.nightly
 def test_without_a_record_a_run_is_continued_by_path(texts: Path) -> None:
     for path in Path("file/checkpoints").glob("step_*.json"):
