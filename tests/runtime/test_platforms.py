@@ -29,6 +29,7 @@ from samout_train.runtime import (
     choose_device,
     choose_precision,
     compile_problem,
+    console,
     files,
     float64_place,
     list_setting,
@@ -230,6 +231,17 @@ def test_pipes_of_windows_which_are_no_connections_give_results(monkeypatch: pyt
     with StopSignals() as stop:
         done = workers.results(operator.is_not, [1, 2], jobs=1, progress=print, signals=stop)
         assert list(done) == [(1, True), (2, True)]
+
+
+def test_output_to_a_pipe_of_windows_is_utf_8(monkeypatch: pytest.MonkeyPatch) -> None:
+    piped: Any = SimpleNamespace(encoding="cp1252", isatty=lambda: False)
+    shown: Any = SimpleNamespace(encoding="cp1252", isatty=lambda: True)
+    assert console._encoding(piped, "stdout") == "cp1252"
+    monkeypatch.setattr(console, "os", SimpleNamespace(name="nt", environ={}))
+    assert console._encoding(piped, "stdout") == "utf-8"
+    assert console._encoding(piped, "stderr") == console._encoding(shown, "stdout") == "cp1252"
+    monkeypatch.setattr(console, "os", SimpleNamespace(name="nt", environ={"PYTHONIOENCODING": "cp1252"}))
+    assert console._encoding(piped, "stdout") == "cp1252"
 
 
 def test_mps_is_taken_where_torch_has_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
