@@ -7,6 +7,7 @@ the old one by appended ids. Embedding and head then get new rows after the load
 # V vocabulary
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -111,9 +112,17 @@ def read_initial_weights(path: str | Path) -> InitialWeights:
 
 
 def _export_of(place: Path) -> Path | None:
-    for folder in (place, place.parent):
-        if (folder / MANIFEST).is_file():
-            return folder
+    """Return the export that a path is, or is a file of; None if neither. Other files may lie beside an export."""
+    if (place / MANIFEST).is_file():
+        return place
+    folder = place.parent
+    if not (folder / MANIFEST).is_file():
+        return None
+    own = [MANIFEST, *WEIGHTS.values()]
+    with suppress(ValueError):  # a damaged export is reported for the names that each one has
+        own = [MANIFEST, *read_manifest(folder)["files"]]
+    if place.name in own:
+        return folder
     return None
 
 

@@ -1,5 +1,6 @@
 """`python -m samout_train chat run=DIR`: hold a conversation in the terminal, or line by line from a pipe."""
 
+import codecs
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from samout_train.cli.verb import verb
 from samout_train.config import DeviceName, NonNegative, Penalty, Positive, Seed, Threads, TopShare
-from samout_train.runtime import home_path, lost_output, replace_file
+from samout_train.runtime import home_path, input_as_utf_8, lost_output, replace_file
 
 if TYPE_CHECKING:
     from samout_train.evaluation import Conversation, Sampling
@@ -131,11 +132,12 @@ def _interrupts() -> Iterator[Callable[[], bool]]:
 def _from_pipe(conversation: "Conversation", sampling: "Sampling") -> int:
     """Answer each line of standard input with one line of standard output; the results of commands go to stderr."""
     code = 0
-    for line in sys.stdin:
-        line = line.removesuffix("\n")
-        if line.strip() == "/quit":
-            break
+    for number, content in enumerate(sys.stdin.buffer, 1):
+        line = ""
         try:
+            line = _line_of(content, number)
+            if line.strip() == "/quit":
+                break
             if line.startswith("/"):
                 print(command(conversation, line), file=sys.stderr)
                 continue
@@ -149,6 +151,26 @@ def _from_pipe(conversation: "Conversation", sampling: "Sampling") -> int:
         if lost_output() is not None:  # the reader has closed the pipe
             return 0
     return code
+
+
+def _line_of(content: bytes, number: int) -> str:
+    """Return a line of standard input without its end.
+
+    Args:
+        content: Its bytes.
+        number: Its number; the first may begin with a byte order mark.
+
+    Raises:
+        ValueError: if it can be read neither as UTF-8 nor in the encoding of standard input.
+    """
+    content = content.removesuffix(b"\n").removesuffix(b"\r")
+    if number == 1:
+        content = content.removeprefix(codecs.BOM_UTF8)
+    try:
+        return input_as_utf_8(content).decode()
+    except UnicodeDecodeError as error:
+        place = f"byte {content[error.start]:#04x} at position {error.start}"
+        raise ValueError(f"line {number} of standard input: {place} is not UTF-8: write it in UTF-8") from error
 
 
 def one_line(text: str) -> str:

@@ -1,5 +1,6 @@
 """`python -m samout_train serve run=DIR`: answer OpenAI's clients over HTTP, and serve a chat page."""
 
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from samout_train.cli.verb import verb
 from samout_train.config import DeviceName, NonNegative, Penalty, Positive, Range, Seed, Threads, TopShare
 
 if TYPE_CHECKING:
+    import socket
+
     from samout_train.checkpoint import LoadedRun
     from samout_train.evaluation import Sampling
 
@@ -103,7 +106,7 @@ def _serve(uvicorn: Any, asgi: Any, host: str, port: int) -> int:
     config = uvicorn.Config(asgi, log_level="warning", access_log=False, ws="none", lifespan="off")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as listening:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        _keep_port(listening)
         try:
             listening.bind((host, port))
             listening.listen()
@@ -120,6 +123,17 @@ def _serve(uvicorn: Any, asgi: Any, host: str, port: int) -> int:
         with _stopping(server) as signals:
             server.run(sockets=[listening])
     return 128 + signals[0] if signals else 1
+
+
+def _keep_port(listening: "socket.socket") -> None:
+    """Let a server have the port of one that has just ended, and share it with no other."""
+    import socket
+
+    option: int | None = getattr(socket, "SO_EXCLUSIVEADDRUSE", None)  # of Windows
+    if os.name == "posix":
+        option = socket.SO_REUSEADDR  # on Windows, this shares the port of a running server
+    if option is not None:
+        listening.setsockopt(socket.SOL_SOCKET, option, 1)
 
 
 @contextmanager

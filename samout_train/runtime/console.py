@@ -152,12 +152,19 @@ def _lasting(stream: Any, name: str) -> TextIO:
         file = io.BufferedWriter(file)
     return io.TextIOWrapper(
         file,
-        encoding=stream.encoding,
+        encoding=_encoding(stream, name),
         errors=errors,
         newline=os.linesep,
         line_buffering=stream.line_buffering,
         write_through=stream.write_through,
     )
+
+
+def _encoding(stream: Any, name: str) -> str:
+    """Return UTF-8 for standard output to a pipe or a file on Windows, where the locale's lacks most scripts."""
+    if os.name == "nt" and name == "stdout" and not is_terminal(stream) and not os.environ.get("PYTHONIOENCODING"):
+        return "utf-8"
+    return str(stream.encoding)
 
 
 def _replaced(error: UnicodeError) -> tuple[str | bytes, int]:

@@ -18,7 +18,7 @@ from filelock import FileLock
 from omegaconf import OmegaConf
 
 from samout_train import __version__, build_trainer, train
-from samout_train.checkpoint import DirectoryRefusedError, differences, new_directory, other_settings
+from samout_train.checkpoint import DirectoryRefusedError, differences, locked, new_directory, other_settings
 from samout_train.cli import train as train_command
 from samout_train.cli.request import last_of_each
 from samout_train.config import CONF, ConfigError, compose_config, locate
@@ -58,6 +58,13 @@ def test_a_new_directory_is_one_that_no_other_start_has(tmp_path: Path) -> None:
 
 
 @pytest.mark.nightly
+def test_a_lock_that_the_system_deletes_leaves_nothing_behind(tmp_path: Path) -> None:
+    """As on Windows, where the file of a lock is deleted with it."""
+    with locked(tmp_path / "run"):
+        (tmp_path / "run" / ".hydra" / "lock").unlink()
+    assert not list(tmp_path.iterdir())
+
+
 def test_two_runs_of_the_same_second_get_a_directory_each(tmp_path: Path) -> None:
     run_dir = "run_dir='runs/${now:%Y}'"  # a year stands for a second
     done = at_once(tmp_path, [*RUN, run_dir, "seed=1"], [*RUN, run_dir, "seed=2"])

@@ -74,6 +74,24 @@ def test_a_checkpoint_is_known_by_its_manifest_whatever_its_name(tmp_path: Path)
     assert [has_manifest(tmp_path / name) for name in names] == [True, True, False, False]
 
 
+def test_a_file_beside_an_export_is_not_taken_for_it(tmp_path: Path) -> None:
+    saved, model = tiny(), tiny()
+    torch.save(saved.state_dict(), tmp_path / "mine.pth")
+    facts = dict.fromkeys(("step", "vocab_size", "pad_id", "torch", "weights_sha256", "parameters"), 1)
+    files = {"model.pth": {"bytes": 1, "sha256": ""}, "vocabulary.json": {"bytes": 1, "sha256": ""}}
+    for manifest, own in (
+        (json.dumps({"export": 1, "format": "published", "files": files, **facts}), [*files, "export.json"]),
+        ("damaged", ["model.pth", "export.json"]),
+    ):
+        (tmp_path / "export.json").write_text(manifest)
+        assert load(model, tmp_path / "mine.pth") == "loaded 12 of 12 tensors, 0 new, 0 unused"
+        assert equal(model, saved.state_dict())
+        for name in own:
+            (tmp_path / name).touch()
+            with pytest.raises(ConfigError, match="export it again"):
+                read_initial_weights(tmp_path / name)
+
+
 def test_tensors_that_the_file_lacks_stay_and_those_that_are_unused_are_named(tmp_path: Path) -> None:
     saved, model = tiny(), tiny()
     state, before = saved.state_dict(), {name: tensor.clone() for name, tensor in model.state_dict().items()}

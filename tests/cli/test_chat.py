@@ -1,5 +1,6 @@
 """chat as it is typed: from a pipe, in a terminal, and its commands."""
 
+import io
 import json
 import os
 import select
@@ -8,11 +9,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from samout_train import build_model, train
-from samout_train.cli.chat import command, one_line
+from samout_train.cli.chat import _from_pipe, command, one_line
 from samout_train.data import Bytes, Turn
 from samout_train.evaluation import Conversation, Template
 from tests.support.program import samout
@@ -55,6 +58,26 @@ def test_a_command_that_cannot_be_done_says_why(
     with pytest.raises(ValueError) as caught:
         command(talk(), line)
     assert message in str(caught.value)
+
+
+def test_lines_of_a_pipe_are_utf_8_in_any_locale(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[str] = []
+
+    def answer(line: str, sampling: Any) -> list[str]:
+        asked.append(line)
+        return ["yes"]
+
+    lines = b"\xef\xbb\xbf\xc3\xa4\r\n\xff\nc\n/quit\nd\n"
+    stdin = SimpleNamespace(buffer=io.BytesIO(lines), encoding="ascii")
+    monkeypatch.setattr(sys, "stdin", stdin)
+    conversation: Any = SimpleNamespace(answer=answer)
+    nothing: Any = None
+    assert _from_pipe(conversation, nothing) == 1
+    out, err = capsys.readouterr()
+    assert asked == ["ä", "c"] and out == "yes\n\nyes\n"
+    assert err == "line 2 of standard input: byte 0xff at position 0 is not UTF-8: write it in UTF-8\n"
 
 
 def test_an_answer_is_one_line() -> None:

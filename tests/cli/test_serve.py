@@ -7,6 +7,8 @@ import subprocess
 import sys
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -23,6 +25,20 @@ def test_what_is_missing_is_named_with_how_to_get_it(
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     assert serve.serve(["run=absent"]) == 2
     assert "pip install 'samout_train[serve]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("system", "wanted"), [("posix", [(1, 2, 1)]), ("nt", [(1, -5, 1)])])
+def test_a_port_has_one_server(
+    monkeypatch: pytest.MonkeyPatch, system: str, wanted: list[tuple[int, int, int]]
+) -> None:
+    """On Windows SO_REUSEADDR lets a second server share the port of the first."""
+    chosen: list[Any] = []
+    fake = SimpleNamespace(SOL_SOCKET=1, SO_REUSEADDR=2, SO_EXCLUSIVEADDRUSE=-5)
+    monkeypatch.setitem(sys.modules, "socket", fake)
+    monkeypatch.setattr(serve, "os", SimpleNamespace(name=system))
+    listening: Any = SimpleNamespace(setsockopt=lambda *words: chosen.append(words))
+    serve._keep_port(listening)
+    assert chosen == wanted
 
 
 @pytest.mark.slow

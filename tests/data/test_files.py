@@ -3,7 +3,7 @@
 import gzip
 import lzma
 import os
-from pathlib import Path
+from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 
 import pytest
 
@@ -39,6 +39,13 @@ def names(root: Path, pattern: str = "**/*.txt") -> list[str]:
 def test_a_pattern_finds_what_it_finds_in_a_shell(tmp_path: Path, pattern: str, wanted: list[str]) -> None:
     made(tmp_path, "a.txt", "b/c.txt", "b/d/e.txt", "b/f.md")
     assert names(tmp_path, pattern) == wanted and find(f"{tmp_path}/", pattern).left_out == {}
+
+
+@pytest.mark.parametrize("kind", [PurePosixPath, PureWindowsPath])
+def test_the_order_of_files_is_that_of_linux_everywhere(kind: type[PurePath]) -> None:
+    wanted = [kind("r", *parts) for parts in (["B.txt"], ["a", "b.txt"], ["a.txt"], ["b.txt"], ["\u00e4.txt"])]
+    assert files.in_order(kind("r"), reversed(wanted)) == wanted
+    assert kind is PureWindowsPath or sorted(wanted) == wanted, "that of paths there"
 
 
 @pytest.mark.parametrize("pattern", ["", "../*.txt", "/tmp/*.txt", "a/../../*.txt", "a**/b.txt"])

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,13 @@ from samout_train import generate_text, train
 from samout_train.checkpoint import load_run
 from samout_train.cli import evaluate
 from samout_train.cli.tokenize import tokenize
-from samout_train.data import INDEX, Batches, Source, TokenRows, learned_tokens, row_problems
+from samout_train.data import INDEX, SPECIAL_TOKENS, Batches, Bytes, Source, TokenRows, learned_tokens, row_problems
 from samout_train.data.shards import rows as shard_rows
 from samout_train.data.shards.index import PLAN, read_index
 from samout_train.data.shards.reader import Places, ShardReader
 from samout_train.data.shards.rows import BLOCK, AgentRows, DocumentLayout, PackedLayout, ShardRows
 from samout_train.data.shards.source import Shards, _quotas, shards
+from samout_train.data.text import whole
 from samout_train.data.text.rows import PaddedRows
 from tests.support.marks import mostly_nightly
 
@@ -66,6 +68,20 @@ def numbered(lengths: list[int], folder: Path) -> ShardReader:
     for number, (path, length) in enumerate(zip(paths, lengths, strict=True)):
         (1000 * (number + 1) + np.arange(length)).astype("<u2").tofile(path)
     return ShardReader(paths, np.dtype("<u2"))
+
+
+def test_whole_shards_are_counted_as_the_run_learned_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    user, agent = SPECIAL_TOKENS.index("<|user|>"), SPECIAL_TOKENS.index("<|agent|>")
+    ids = [SOS, user, 80, agent, 81, 82, user]
+    np.array(ids, "<u2").tofile(tmp_path / "part.bin")
+    part = SimpleNamespace(name="part", sha256="a")
+    index = SimpleNamespace(vocabulary=Bytes(), dtype=np.dtype("<u2"), shards=[part], total=lambda count: 0)
+    monkeypatch.setattr(whole, "read_index", lambda folder: index)
+    node = settings(tmp_path, ignore_index=-7) | {"_target_": whole.SHARDS}
+    everything, alone = (whole.whole_data(node | {"learn": learn}, Bytes(), seq_len=6) for learn in ("all", "agent"))
+    assert everything.rows.windows(0, 1).tolist() == [ids]
+    assert alone.rows.windows(0, 1).tolist() == [[*ids[:-1], -7, -7, -7, 81, 82, user]]
+    assert everything.name != alone.name and everything.way == "packed"
 
 
 @pytest.mark.parametrize("lengths", [[6], [50], [23, 5, 6, 53, 11], [0, 12]])

@@ -3,10 +3,12 @@
 import argparse
 import ast
 import inspect
+import operator
 import os
 import re
 import signal
 import subprocess
+from multiprocessing import connection, get_context
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,11 +22,14 @@ from samout_train.checkpoint import CheckpointError, checkpoint_path, locked, ne
 from samout_train.cli import main, verify
 from samout_train.cli.request import Request
 from samout_train.config import compose_config, get_args_parser, quote_text
+from samout_train.data.shards import workers
 from samout_train.experiments.compare.plan import folder_name
 from samout_train.runtime import (
+    StopSignals,
     choose_device,
     choose_precision,
     compile_problem,
+    console,
     files,
     float64_place,
     list_setting,
@@ -38,6 +43,7 @@ from tests.support.program import samout
 PACKAGE = Path(files.__file__).parent.parent
 VERBS = list(main.VERBS)
 MPS = torch.device("mps")
+OF_A_CONNECTION = ("_close", "_send", "_recv", "_send_bytes", "_recv_bytes", "_poll", "_write", "_read")
 
 
 def test_every_help_text_passes_the_check_of_python_3_14() -> None:
@@ -208,6 +214,34 @@ def test_a_process_of_its_own_group_is_stopped_as_each_system_can(monkeypatch: p
     monkeypatch.setattr(signal, "CTRL_BREAK_EVENT", 1, raising=False)
     signals.ask_to_stop(process, signal.SIGINT)
     assert signals.own_group() == {"creationflags": 512} and sent[2:] == [1]
+
+
+def test_pipes_of_windows_which_are_no_connections_give_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    spawning: Any = get_context("spawn")
+    base: Any = connection._ConnectionBase  # type: ignore[attr-defined]
+    methods = {name: vars(connection.Connection)[name] for name in OF_A_CONNECTION}
+    of_windows = type("PipeConnection", (base,), methods)
+
+    def pipe() -> tuple[Any, Any]:
+        ours, theirs = spawning.Pipe()
+        return of_windows(os.dup(ours.fileno())), theirs
+
+    context = SimpleNamespace(Pipe=pipe, Process=spawning.Process)
+    monkeypatch.setattr(workers, "get_context", lambda method: context)
+    with StopSignals() as stop:
+        done = workers.results(operator.is_not, [1, 2], jobs=1, progress=print, signals=stop)
+        assert list(done) == [(1, True), (2, True)]
+
+
+def test_output_to_a_pipe_of_windows_is_utf_8(monkeypatch: pytest.MonkeyPatch) -> None:
+    piped: Any = SimpleNamespace(encoding="cp1252", isatty=lambda: False)
+    shown: Any = SimpleNamespace(encoding="cp1252", isatty=lambda: True)
+    assert console._encoding(piped, "stdout") == "cp1252"
+    monkeypatch.setattr(console, "os", SimpleNamespace(name="nt", environ={}))
+    assert console._encoding(piped, "stdout") == "utf-8"
+    assert console._encoding(piped, "stderr") == console._encoding(shown, "stdout") == "cp1252"
+    monkeypatch.setattr(console, "os", SimpleNamespace(name="nt", environ={"PYTHONIOENCODING": "cp1252"}))
+    assert console._encoding(piped, "stdout") == "cp1252"
 
 
 def test_mps_is_taken_where_torch_has_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

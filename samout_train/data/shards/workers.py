@@ -57,8 +57,8 @@ def results(
             _hand_out(running, ours, left)
         while running:
             signals.check()
-            for ready in connection.wait(list(running), timeout=SECONDS_A_LOOK):
-                assert isinstance(ready, Connection)
+            found: list[Any] = connection.wait(list(running), timeout=SECONDS_A_LOOK)
+            for ready in found:
                 process, task = running[ready]
                 kind, content = _received(ready, process, signals)
                 if kind == "progress":

@@ -3,12 +3,13 @@
 import hashlib
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from fnmatch import fnmatchcase
 from functools import lru_cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
+from typing import TypeVar
 
 from samout_train.data.text.compressed import without_ending
 from samout_train.data.text.documents import SOS, Piece, Reader, Special
@@ -28,6 +29,7 @@ TWICE = "compressed, beside the file that they were made of"
 OTHER_CASE = "in other upper and lower case than the pattern"
 ANY_DEPTH = "**"
 Identity = tuple[int, int]
+P = TypeVar("P", bound=PurePath)
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def find(path: str, pattern: str) -> Found:
         raise ValueError(f"path={printable(path)}: is not there: give a file or a folder")
     search = _Search(root, _parts(pattern))
     search.run()
-    found = Found(root, sorted(search.files), search.left_out)
+    found = Found(root, in_order(root, search.files), search.left_out)
     if not found.files:
         others = ""
         if left_out := found.left_out_in_words():
@@ -77,6 +79,11 @@ def find(path: str, pattern: str) -> Found:
             f"path={printable(path)}: has no file that matches pattern={pattern}{others}: set another pattern"
         )
     return found
+
+
+def in_order(root: PurePath, paths: Iterable[P]) -> list[P]:
+    """Return paths below a folder in the order of their names, the same on systems that ignore upper and lower case."""
+    return sorted(paths, key=lambda path: path.relative_to(root).parts)
 
 
 def _parts(pattern: str) -> tuple[str, ...]:
@@ -111,7 +118,7 @@ class _Search:
         self._walk(self.root)
         self._keep()
         while self._links:
-            links, self._links = sorted(self._links), []
+            links, self._links = in_order(self.root, self._links), []
             for link in links:
                 self._follow(link)
             self._keep()
@@ -180,7 +187,9 @@ class _Search:
 
     def _keep(self) -> None:
         """Keep each file once, under the first of its names."""
-        for path, identity in sorted(self._matching):
+        identities = dict(self._matching)
+        for path in in_order(self.root, identities):
+            identity = identities[path]
             if identity[1] and identity in self._identities:  # some systems have no inode numbers
                 self._leave_out(SAME, path)
             else:

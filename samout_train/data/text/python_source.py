@@ -14,7 +14,7 @@ from samout_train.config import validated
 from samout_train.data.source import source_function
 from samout_train.data.text.base import TextSource
 from samout_train.data.text.documents import LineEnds, TextReader
-from samout_train.data.text.files import Survey, survey
+from samout_train.data.text.files import Survey, in_order, survey
 
 LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 
@@ -43,7 +43,7 @@ python_source = source_function(PythonSource)
 def _survey(line_ends: LineEnds) -> Survey:
     root = Path(sysconfig.get_path("stdlib"))
     files = []
-    for path in sorted(root.rglob("*.py")):
+    for path in in_order(root, root.rglob("*.py")):
         if not LEFT_OUT.intersection(path.relative_to(root).parts) and _is_utf8(path):
             files.append(path)
     if not files:

@@ -220,20 +220,19 @@ def _files(node: Mapping[str, Any], vocabulary: Vocabulary, seq_len: int) -> Who
         raise ValueError(f"data.{error}") from error
     if not looked_at.count().num_bytes:
         raise ValueError(f"data.path={node['path']}: has no text: set a file with text")
-    layout = node.get("layout", "packed")
     document_id = _document_id(node)
     tokenized = tokenize(looked_at, VocabularyChoice.of_run(vocabulary), most_unknown=1.0)
     return WholeData(
         tokens=tokenized.tokens,
         seq_len=seq_len,
-        packed=layout == "packed",
+        packed=_layout(node) == "packed",
         unknown=tokenized.unknown,
         path=str(home_path(node["path"]).resolve()),
         sha256=looked_at.sha256,
         digests=frozenset(looked_at.digests),
-        way=f"{looked_at.reader} {_way(layout, document_id)}",
+        way=f"{looked_at.reader} {_way(node, document_id)}",
         document_id=document_id,
-        agent_alone=node.get("learn") == "agent",
+        agent_alone=_is_agent_alone(node),
         ignore_index=node.get("ignore_index", PAD_ID),
     )
 
@@ -266,8 +265,10 @@ def _shards(node: Mapping[str, Any], vocabulary: Vocabulary, seq_len: int) -> Wh
         path=", ".join(str(folder.resolve()) for folder in folders),
         sha256=digest_of(digests),
         digests=frozenset(digests),
-        way=_way(node["layout"], document_id),
+        way=_way(node, document_id),
         document_id=document_id,
+        agent_alone=_is_agent_alone(node),
+        ignore_index=node.get("ignore_index", PAD_ID),
     )
 
 
@@ -277,7 +278,18 @@ def _document_id(node: Mapping[str, Any]) -> int | None:
     return None
 
 
-def _way(layout: str, document_id: int | None) -> str:
-    if document_id is None:
-        return layout
-    return f"{layout} reset_at_documents"
+def _is_agent_alone(node: Mapping[str, Any]) -> bool:
+    return node.get("learn") == "agent"
+
+
+def _layout(node: Mapping[str, Any]) -> str:
+    return str(node.get("layout", "packed"))
+
+
+def _way(node: Mapping[str, Any], document_id: int | None) -> str:
+    way = _layout(node)
+    if document_id is not None:
+        way += " reset_at_documents"
+    if _is_agent_alone(node):
+        way += " learn=agent"
+    return way
