@@ -224,8 +224,8 @@ class Search:
         if before["asked"] != asked["asked"]:
             text = "holds another search (space or settings)"
             raise ConfigError(Problem("run_dir", str(folder), text=text, fix=fix))
-        # The YAML may have changed although the words are the same.
-        found = differences(before["settings"], settings, DECISIVE_KEYS)
+        # The YAML may have changed although the words are the same. A record from before a key was compared lacks it.
+        found = differences(before["settings"], settings, [key for key in DECISIVE_KEYS if key in before["settings"]])
         if found:
             text = f"holds a search of other settings ({found[0]})"
             raise ConfigError(Problem("run_dir", str(folder), text=text, fix=fix))

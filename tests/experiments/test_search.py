@@ -121,6 +121,18 @@ def test_a_search_that_goes_on_draws_other_settings(tmp_path: Path) -> None:
     assert len(set(drawn)) == 3
 
 
+def test_a_search_goes_on_only_from_the_weights_that_it_began_with(tmp_path: Path) -> None:
+    settings = {"storage": None, "space": {}, "flags": [], "seed": 0}
+    begun = Search(tmp_path, shared=["init_from=runs/A"], **settings)  # type: ignore[arg-type]
+    recorded = begun.study.user_attrs["settings"]
+    assert recorded["init_from"] == "runs/A"
+    begun.study.set_user_attr("settings", {key: value for key, value in recorded.items() if key != "init_from"})
+    Search(tmp_path, shared=["init_from=runs/A"], **settings)  # type: ignore[arg-type]  # a record of an earlier version
+    begun.study.set_user_attr("settings", {**recorded, "init_from": "runs/B"})
+    with pytest.raises(ConfigError, match="holds a search of other settings"):
+        Search(tmp_path, shared=["init_from=runs/A"], **settings)  # type: ignore[arg-type]
+
+
 def test_runs_that_are_of_no_trial_are_not_taken_for_one(tmp_path: Path) -> None:
     (tmp_path / "trial-0").mkdir()
     with pytest.raises(ConfigError, match=r"search\.db has none of them: .*or give another run_dir"):

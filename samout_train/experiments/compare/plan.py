@@ -27,7 +27,7 @@ from samout_train.runtime import place_problem, write_figures
 from samout_train.training import source_from
 
 # The settings of an existing run that must equal the requested ones.
-DECISIVE_KEYS = ("seed", "precision", "model", "data", "optimizer", "schedule", "trainer", "callbacks")
+DECISIVE_KEYS = ("seed", "precision", "model", "init_from", "data", "optimizer", "schedule", "trainer", "callbacks")
 
 
 Losses = Mapping[str, float | None]  # of the runs that have ended, by name; None if a run has no loss

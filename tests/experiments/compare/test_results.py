@@ -128,6 +128,12 @@ def test_models_of_one_name_with_other_settings_are_told_apart(tmp_path: Path) -
     assert [run.label for run in told_apart(runs)] == ["v8 num_layers=2"] * 2 + ["v8 num_layers=4"] * 2 + ["gru"]
 
 
+def test_runs_that_began_with_the_weights_of_another_are_told_apart(tmp_path: Path) -> None:
+    scratch = read_run(make_run(tmp_path, "v8", 1e-3, 0, 1.0))
+    explicit, tuned = (replace(scratch, config={**scratch.config, "init_from": path}) for path in (None, "runs/A"))
+    assert [run.label for run in told_apart([scratch, explicit, tuned])] == ["v8", "v8", "v8 init_from=runs/A"]
+
+
 def test_a_run_from_before_a_setting_is_like_one_with_the_value_that_it_stands_for(tmp_path: Path) -> None:
     before = read_run(make_run(tmp_path, "gla", 1e-3, 0, 1.0))
     after, other = (
