@@ -8,7 +8,7 @@ from samout_train.experiments.compare.answers import most_right
 from samout_train.experiments.compare.intervals import CONFIDENCE, POWER, Difference
 from samout_train.experiments.compare.matching import TOLERANCE, Budget
 from samout_train.experiments.compare.results import CandidateResult, Comparison, difference
-from samout_train.experiments.compare.scaling import steepest
+from samout_train.experiments.compare.scaling import parameters_of, steepest
 from samout_train.experiments.compare.screening import Screening, screening_caveat
 
 FEW_SEEDS = 3
@@ -105,6 +105,7 @@ def caveats(comparison: Comparison, asked: Asked) -> list[str]:
         *_unfinished(comparison),
         *(sentence for one in comparison.beside for sentence in _unfinished(one)),
         *_off_budget(ran, asked.get("match")),
+        *_unlike_sizes(ran),
         *_screened(comparison, asked),
         *_rates(ran, extended=bool(asked.get("extend_lr"))),
         *_chosen_settings(ran),
@@ -355,6 +356,15 @@ def _differing(ran: Sequence[CandidateResult]) -> list[str]:
         if len(values) > 1:
             found.append(key)
     return found
+
+
+def _unlike_sizes(ran: Sequence[CandidateResult]) -> Iterable[str]:
+    """Yield the models whose scored runs have different sizes."""
+    for one in ran:
+        sizes = {size for size in map(parameters_of, one.counted) if size is not None}
+        if len(sizes) > 1:
+            text = f"from {min(sizes):,.0f} to {max(sizes):,.0f} parameters"
+            yield f"The scored runs of {one.label} differ in size: {text}."
 
 
 def _off_budget(ran: Sequence[CandidateResult], match: str | None) -> Iterable[str]:
