@@ -237,7 +237,8 @@ def _screened(comparison: Comparison, asked: Asked) -> Iterable[str]:
     screening = Screening.of_record(asked)
     if screening is not None and comparison.screening_losses:
         labels = [one.label for one in comparison.not_causal]
-        yield screening_caveat(screening, comparison.screening_losses, comparison.screening_states, labels)
+        in_full = [one.label for one in comparison.results if one.losses]
+        yield screening_caveat(screening, comparison.screening_losses, comparison.screening_states, labels, in_full)
 
 
 def _rates(ran: Sequence[CandidateResult], *, extended: bool) -> Iterable[str]:
