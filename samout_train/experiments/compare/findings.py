@@ -275,7 +275,7 @@ def _seeds(ran: Sequence[CandidateResult]) -> Iterable[str]:
             "leaders and leader_seeds score the best on further ones."
         )
     if leaders:
-        first, further = _listed(list(leaders[0].first_losses)), _listed(list(leaders[0].losses))
+        first, further = listed(list(leaders[0].first_losses)), listed(list(leaders[0].losses))
         yield (
             f"{', '.join(one.label for one in leaders)} led on {first}, and were then scored on {further}. "
             "Nothing was chosen on these: the losses of the leaders, and the differences among them, are of these "
@@ -297,7 +297,8 @@ def _unchecked(comparison: Comparison) -> Iterable[str]:
         yield f"Whether these are causal after training was not checked in all of their runs: {', '.join(unknown)}."
 
 
-def _listed(seeds: Sequence[int]) -> str:
+def listed(seeds: Sequence[int]) -> str:
+    """Return `seed 1`, or `seeds 1, 2, 3`."""
     if len(seeds) == 1:
         return f"seed {seeds[0]}"
     return f"seeds {', '.join(map(str, seeds)) or 'unknown'}"

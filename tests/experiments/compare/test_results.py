@@ -108,6 +108,31 @@ def test_a_task_has_a_front_of_the_loss_and_one_of_its_accuracy(tmp_path: Path) 
     assert alone.fronts == {} and "Front" not in loss_table(alone, {})["note"]
 
 
+def test_a_front_is_of_the_seeds_that_all_models_have(tmp_path: Path) -> None:
+    figures = {"a": {1: (2.0, 0.5), 2: (2.01, 0.5)}, "b": {1: (1.9, 0.4), 2: (1.911, 0.4), 3: (2.3, 0.9)}}
+    runs = []
+    for label, of_seeds in figures.items():
+        for seed, (loss, share) in of_seeds.items():
+            accuracy = {"length_64": {"share": share}}
+            runs.append(read_run(make_run(tmp_path, label, 1e-3, seed, loss, accuracy=accuracy, chance=0.1)))
+    (comparison,) = comparisons_of(runs)
+    assert comparison.fronts == {"loss": {"b": (2688, pytest.approx(1.9055))}, "accuracy": {"a": (2688, 0.5)}}
+    assert "means over the seeds that all models have (seeds 1, 2)." in loss_table(comparison, {})["note"]
+    (disjoint,) = comparisons_of([run for run in runs if (run.label, run.seed) in (("a", 1), ("b", 3))])
+    assert disjoint.fronts == {} and disjoint.by_state["loss"] == {"a": (2688, 2.0), "b": (2688, 2.3)}
+    assert "Front" not in loss_table(disjoint, {})["note"]
+
+
+def test_the_front_of_leaders_and_others_is_of_their_first_seeds(tmp_path: Path) -> None:
+    runs = []
+    for label, size, losses in (("lucky", 100, [1.0, 1.5]), ("other", 200, [1.1])):
+        for seed, loss in enumerate(losses, start=1):
+            run = read_run(make_run(tmp_path, label, 1e-3, seed, loss, state_bytes=size))
+            runs.append(replace(run, counts=True, leader=seed > 1))
+    (comparison,) = comparisons_of(runs)
+    assert comparison.fronts == {"loss": {"lucky": (100, 1.0)}} and comparison.front_seeds["loss"] == [1]
+
+
 def test_runs_are_found_below_a_folder_also_those_that_failed(tmp_path: Path) -> None:
     made = [make_run(tmp_path / "deep", "a", 1e-3, 0, 1.0), make_run(tmp_path / "deep", "a", 1e-3, 1, None, error="x")]
     refused = tmp_path / "deep" / "refused"
