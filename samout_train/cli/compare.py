@@ -5,7 +5,6 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +14,7 @@ from samout_train.config import ConfigError, NonNegative, Positive, Problem, See
 from samout_train.runtime import list_setting, place_problem, shell_word, text_setting, typed_line
 
 if TYPE_CHECKING:
-    from samout_train.experiments import Budget, Candidate, Plan
+    from samout_train.experiments import Budget, Candidate, Plan, Sizes
 
 IN_EXPERIMENT = (
     *("models", "match", "lr", "extend_lr", "choose", "seeds", "screen_steps", "finalists", "always"),
@@ -66,11 +65,17 @@ def compare(
         return _show(settings, request, gets_new_directory=gets_new_directory)
 
     from samout_train.checkpoint import in_turn, locked, new_directory
+    from samout_train.experiments import require_causal_models
 
     plan = _plan(settings, request)
+    if found := plan.check():
+        raise ConfigError(*found)
+    require_causal_models(plan.candidates)
     if gets_new_directory:
         plan = replace(plan, folder=new_directory(plan.folder))
     with in_turn(plan.folder), locked(plan.folder):
+        if plan.has_other_sizes(settings["match"]):  # another process that started together with this one measured them
+            plan = _plan(settings, request, before=plan)
         if found := plan.check():  # another comparison may have used the directory since the first check
             raise ConfigError(*found)
         plan.write(_asked(settings, request))
@@ -110,7 +115,14 @@ def _show(settings: Node, request: Request, *, gets_new_directory: bool) -> int:
     return 0
 
 
-def _plan(settings: Node, request: Request) -> "Plan":
+def _plan(settings: Node, request: Request, before: "Plan | None" = None) -> "Plan":
+    """Return the plan of a request.
+
+    Args:
+        settings: The settings of the request.
+        request: The request.
+        before: An earlier plan of the request; its sizes are taken where the record of the comparison has none.
+    """
     from samout_train.experiments import (
         Budget,
         Plan,
@@ -119,7 +131,6 @@ def _plan(settings: Node, request: Request) -> "Plan":
         check_leaders,
         check_screening,
         choices_of,
-        require_causal_models,
         screening_of,
         sizes_of,
         tasks_of,
@@ -136,7 +147,7 @@ def _plan(settings: Node, request: Request) -> "Plan":
     if settings["match"] is not None:
         budget = Budget.of(settings["match"])
     further = sizes_of(settings["sizes"], budget)
-    models = _candidates(settings, request, shared, budget)
+    models = _candidates(settings, request, shared, budget, before)
     wrong = check_choices(choose, models, budget)
     if screening is not None:
         configs = {one.label: one.config for one in models}
@@ -158,25 +169,32 @@ def _plan(settings: Node, request: Request) -> "Plan":
         leader_seeds=settings["leader_seeds"] or 0,
         choose=choose,
     )
-    plan = replace(
-        plan, beside=[*_at_sizes(plan, further, settings, request, shared), *_on_tasks(plan, tasks, request, shared)]
-    )
-    if taken := plan.check():
-        raise ConfigError(*taken)
-    require_causal_models(models)
-    return plan
+    at_sizes = _at_sizes(plan, further, settings, request, shared, before)
+    return replace(plan, beside=[*at_sizes, *_on_tasks(plan, tasks, request, shared)])
 
 
 def _candidates(
-    settings: Node, request: Request, shared: Sequence[str], budget: "Budget | None", *, is_beside: bool = False
+    settings: Node,
+    request: Request,
+    shared: Sequence[str],
+    budget: "Budget | None",
+    before: "Plan | None",
+    *,
+    is_beside: bool = False,
 ) -> "list[Candidate]":
     """Return the models at the size that meets a budget."""
     from samout_train.experiments import candidates, known_sizes, with_operations
 
-    match = settings["match"]
+    match, of_plan = settings["match"], None
     if is_beside and budget is not None:
-        match = budget.typed
-    known = partial(known_sizes, Path(settings["run_dir"]), match, is_beside=is_beside)
+        match = of_plan = budget.typed
+
+    def known(label: str, words: Sequence[str]) -> "Sizes | None":
+        found = known_sizes(Path(settings["run_dir"]), match, label, words, is_beside=is_beside)
+        if found is None and before is not None:
+            found = before.sizes_at(label, of_plan)
+        return found
+
     models = candidates(_models(settings), shared, budget, config_dirs=request.config_dirs, known=known)
     if settings["train_flops"] is not None:
         models = [with_operations(one, settings["train_flops"]) for one in models]
@@ -184,7 +202,12 @@ def _candidates(
 
 
 def _at_sizes(
-    plan: "Plan", budgets: "Sequence[Budget]", settings: Node, request: Request, shared: Sequence[str]
+    plan: "Plan",
+    budgets: "Sequence[Budget]",
+    settings: Node,
+    request: Request,
+    shared: Sequence[str],
+    before: "Plan | None",
 ) -> "list[Plan]":
     """Return the plans for the same models at further sizes."""
     from samout_train.experiments import check_choices, check_screening
@@ -193,7 +216,7 @@ def _at_sizes(
     if screening is not None:
         screening = replace(screening, finalists=None, always=())
     for budget in budgets:
-        models = _candidates(settings, request, shared, budget, is_beside=True)
+        models = _candidates(settings, request, shared, budget, before, is_beside=True)
         wrong = check_choices(plan.choose, models, budget)
         if screening is not None and len(plan.rates) > 1:
             wrong += check_screening(screening, {one.label: one.config for one in models}, plan.rates)

@@ -91,8 +91,11 @@ def _print_result(search: "Search") -> None:
     if best is None:
         print("no trial has a loss")
         return
-    for key, share in search.importances().items():
-        print(f"  {share:6.1%}  of the differences is explained by {key}")
+    importances = search.importances()
+    if importances:
+        print("importance for reaching the best trials (PED-ANOVA)")
+    for key, share in importances.items():
+        print(f"  {share:6.1%}  {key}")
     if draw_search(points, path=search.folder / PICTURE) is not None:
         print(f"drawn in   {search.folder / PICTURE}")
     else:

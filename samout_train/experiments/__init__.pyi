@@ -8,7 +8,7 @@ from .compare.candidates import (
 )
 from .compare.causality import require_causal_models as require_causal_models
 from .compare.choices import check_choices as check_choices, choices_of as choices_of
-from .compare.matching import Budget as Budget
+from .compare.matching import Budget as Budget, Sizes as Sizes
 from .compare.page import finish as finish, make_runs as make_runs, show as show
 from .compare.plan import Plan as Plan
 from .compare.record import known_sizes as known_sizes, read_record as read_record

@@ -28,6 +28,7 @@ Value = bool | int | float | str | None
 RECORD = "search.json"
 RUN_DIR, ERROR = "run_dir", "error"  # attributes of a trial added to Optuna's own
 WARM_UP_TRIALS = 4  # before any trial is ended early
+FEWEST_FOR_IMPORTANCES = 20  # completed trials, of which the best tenth is two
 
 
 @dataclass(frozen=True)
@@ -224,8 +225,8 @@ class Search:
         if before["asked"] != asked["asked"]:
             text = "holds another search (space or settings)"
             raise ConfigError(Problem("run_dir", str(folder), text=text, fix=fix))
-        # The YAML may have changed although the words are the same.
-        found = differences(before["settings"], settings, DECISIVE_KEYS)
+        # The YAML may have changed although the words are the same. A record from before a key was compared lacks it.
+        found = differences(before["settings"], settings, [key for key in DECISIVE_KEYS if key in before["settings"]])
         if found:
             text = f"holds a search of other settings ({found[0]})"
             raise ConfigError(Problem("run_dir", str(folder), text=text, fix=fix))
@@ -306,12 +307,16 @@ class Search:
         return best
 
     def importances(self) -> dict[str, float]:
-        """Return the share of the differences between losses that each key explains; empty for too few trials.
+        """Return the importance of each key for reaching the best trials; they add up to 1. Empty for too few trials.
 
-        By PED-ANOVA (arXiv 2304.10255).
+        By PED-ANOVA (arXiv 2304.10255): how far the values of the best tenth of the completed trials, with one key, lie
+        from those of all of them. It is not a share of the variance: a key that ruins half of the trials, and makes no
+        difference among the best, has little of it.
         """
         import optuna
 
+        if sum(trial.state == "done" for trial in self.trials()) < FEWEST_FOR_IMPORTANCES:
+            return {}
         try:
             evaluator = optuna.importance.PedAnovaImportanceEvaluator()
             found = optuna.importance.get_param_importances(self.study, evaluator=evaluator)

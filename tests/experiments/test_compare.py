@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ import pytest
 from samout_train import train
 from samout_train.cli import compare
 from samout_train.config import quote_text
-from samout_train.experiments import outcome
+from samout_train.experiments import Candidate, Plan, Sizes, outcome, read_record
 from tests.support.program import samout
 
 TINY = ["model.num_heads=2", "model.num_layers=1", "device=cpu"]
@@ -91,6 +92,33 @@ def test_ctrl_c_while_speeds_are_measured_says_how_to_go_on(
     assert compare.compare(["models=[v8]", "run_dir=here", *TEXT, *TINY]) == 130
     error = capsys.readouterr().err
     assert error == "stopped by SIGINT: finished runs are kept; to resume, repeat the command with run_dir=here\n"
+
+
+@pytest.mark.slow
+def test_a_process_takes_the_sizes_that_another_has_measured_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one records its sizes after this one has found its own, and before it locks the directory."""
+    monkeypatch.chdir(tmp_path)
+
+    def record_others(models: list[Candidate]) -> None:
+        one = models[0]
+        theirs = replace(one, words=(*one.words[:-1], "model.hidden_size=4"), sizes=Sizes({"hidden_size": 4}, 60.0))
+        Plan(Path("all"), [theirs], [1e-2], seed=0, num_seeds=1).write({"match": "parameters:5k"})
+
+    plans: list[Plan] = []
+    monkeypatch.setattr("samout_train.experiments.require_causal_models", record_others)
+    monkeypatch.setattr("samout_train.cli.compare._make", lambda plan, at_once: plans.append(plan) or 0)
+    words = ["models=[gru,lstm]", "match=parameters:5k", "sizes=[8k]", "data=recall_small", "model.num_layers=1"]
+    words += ["tasks=[parity]", "lr=1e-2", "seeds=1", "device=cpu", "run_dir=all"]
+    assert compare.compare(words) == 0
+    (asked,) = plans
+    for plan in (asked, asked.beside[1]):
+        one = plan.candidates[0]
+        assert one.config["model"]["hidden_size"] == 4 and "model.hidden_size=4" in one.words
+    recorded = read_record(tmp_path / "all")["sizes"]
+    assert recorded["gru"]["settings"] == {"hidden_size": 4} and recorded["lstm"]["settings"]["hidden_size"] > 4
+    assert recorded["gru @parameters:8000"]["settings"]["hidden_size"] > 4
 
 
 def test_paths_keep_their_commas_and_equals_signs(folder: Path) -> None:

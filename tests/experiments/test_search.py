@@ -121,6 +121,53 @@ def test_a_search_that_goes_on_draws_other_settings(tmp_path: Path) -> None:
     assert len(set(drawn)) == 3
 
 
+def in_memory(monkeypatch: pytest.MonkeyPatch, before: dict[str, object]) -> None:
+    """Let each search open a study in memory, with what an earlier start has recorded, if anything."""
+    import optuna
+
+    def opened(url: str, name: str, record: object, *, seed: int, asked: dict[str, object]) -> tuple[object, object]:
+        return optuna.create_study(), asked | before
+
+    monkeypatch.setattr("samout_train.experiments.search._opened", opened)
+
+
+def test_a_search_goes_on_only_from_the_weights_that_it_began_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begin(path: str) -> Search:
+        return Search(tmp_path, storage=None, space={}, shared=[f"init_from={path}"], flags=[], seed=0)
+
+    before: dict[str, object] = {}
+    in_memory(monkeypatch, before)
+    recorded = begin("runs/A")._settings(["init_from=runs/A"])
+    before |= {"asked": '[{}, ["init_from=runs/A"]]', "settings": recorded}
+    begin("runs/A")
+    before["settings"] = {**recorded, "init_from": "runs/B"}  # from a YAML that has changed
+    with pytest.raises(ConfigError, match=r"holds a search of other settings \(init_from=runs/A: it was runs/B\)"):
+        begin("runs/A")
+    before["settings"] = {key: value for key, value in recorded.items() if key != "init_from"}  # of an earlier version
+    begin("runs/A")
+
+
+def test_keys_are_said_to_be_important_for_the_best_trials_once_there_are_20(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_memory(monkeypatch, {})
+    monkeypatch.setattr("samout_train.evaluation.draw_search", lambda *given, **named: None)
+    space = space_of({"seed": {"low": 0.0, "high": 1.0}, "optimizer.lr": {"low": 0.1, "high": 1.0}})
+    found = Search(tmp_path, storage=None, space=space, shared=[], flags=[], seed=0)
+    for number in range(20):
+        assert found.importances() == {}
+        trial = found.study.ask()
+        seed, _ = (dimension.draw(trial, key) for key, dimension in space.items())
+        found.study.tell(trial, float(str(seed)) + number)
+    importances = found.importances()
+    assert set(importances) == set(space) and sum(importances.values()) == pytest.approx(1)
+    search._print_result(found)
+    out = capsys.readouterr().out
+    assert "importance for reaching the best trials (PED-ANOVA)\n" in out and "%  optimizer.lr\n" in out
+
+
 def test_runs_that_are_of_no_trial_are_not_taken_for_one(tmp_path: Path) -> None:
     (tmp_path / "trial-0").mkdir()
     with pytest.raises(ConfigError, match=r"search\.db has none of them: .*or give another run_dir"):

@@ -58,8 +58,9 @@ def time_unit(largest: float) -> tuple[str, float]:
 
 def draw_front(axes: "Axes", places: Mapping[str, tuple[float, float]]) -> None:
     """Draw a front behind the points, in steps: at a size between two models, the smaller one is the best that fits."""
-    xs, ys = zip(*places.values(), strict=True)
-    axes.plot(xs, ys, "--", drawstyle="steps-post", color="0.55", linewidth=1, zorder=1, label="front")
+    if places:
+        xs, ys = zip(*places.values(), strict=True)
+        axes.plot(xs, ys, "--", drawstyle="steps-post", color="0.55", linewidth=1, zorder=1, label="front")
 
 
 def log_of_numbers(axes: "Axes", *, in_units: bool = False) -> None:

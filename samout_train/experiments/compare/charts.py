@@ -319,23 +319,23 @@ def _speed(axes: "Axes", comparison: Comparison, speeds: Speeds) -> None:
 
 
 def _state(axes: "Axes", comparison: Comparison, speeds: Speeds) -> None:
+    places = comparison.by_state["loss"]
     for one in comparison.ranked:
-        size = one.figure("state_bytes")
-        if size is not None and one.mean is not None:
+        if one.label in places:
+            size, loss = places[one.label]
             look = look_of(comparison, one.label)
-            axes.plot([size], [one.mean], look.marker, color=look.color, label=shown(one))
-    draw_front(axes, comparison.fronts["loss"])
+            axes.plot([size], [loss], look.marker, color=look.color, label=shown(one))
+    draw_front(axes, comparison.fronts.get("loss", {}))
     log_of_numbers(axes)
-    if (top := top_of(_means(comparison))) is not None:
+    if (top := top_of(loss for _, loss in places.values())) is not None:
         axes.set_ylim(top=top)
-        for one in comparison.ranked:
-            size = one.figure("state_bytes")
-            if size is not None and one.mean is not None and one.mean > top:
+        for label, (size, loss) in places.items():
+            if loss > top:
                 axes.annotate(
-                    f"{one.mean:.3f} \N{UPWARDS ARROW}",
+                    f"{loss:.3f} \N{UPWARDS ARROW}",
                     (size, 1),
                     xycoords=("data", "axes fraction"),
-                    color=colour_of(comparison, one.label),
+                    color=colour_of(comparison, label),
                     ha="center",
                     va="top",
                 )
@@ -348,9 +348,8 @@ def _state(axes: "Axes", comparison: Comparison, speeds: Speeds) -> None:
 def accuracy_by_state(comparison: Comparison) -> dict[str, list[tuple[float, float]]]:
     """Return bytes of state and share of right answers at each width of a model, by its label without the width."""
     lines: dict[str, list[tuple[float, float]]] = {}
-    for one in comparison.ranked:
-        if place := _place(one):
-            lines.setdefault(re.sub(r" ?\bhidden_size=\d+", "", one.label), []).append(place)
+    for label, place in comparison.by_state["accuracy"].items():
+        lines.setdefault(re.sub(r" ?\bhidden_size=\d+", "", label), []).append(place)
     return {label: sorted(lines[label]) for label in sorted(lines)}
 
 
@@ -360,18 +359,10 @@ def _recall(axes: "Axes", comparison: Comparison, speeds: Speeds) -> None:
     for label, places in lines.items():
         look = looks[label]._asdict()
         axes.plot(*zip(*places, strict=True), label=label.replace("$", r"\$"), markersize=4, linewidth=1.3, **look)
-    draw_front(axes, comparison.fronts["accuracy"])
+    draw_front(axes, comparison.fronts.get("accuracy", {}))
     log_of_numbers(axes)
     axes.set_ylim(-0.03, 1.03)
     label_axes(axes, "bytes of state after a training row", "share of right answers")
-
-
-def _place(one: CandidateResult) -> tuple[float, float] | None:
-    """Return bytes of state and the share of right answers in the first test of a task; None without a task."""
-    size, share = one.figure("state_bytes"), one.accuracy
-    if size is None or share is None:
-        return None
-    return size, share
 
 
 def _scaling(size_of: SizeOf, name: str) -> Draw:
@@ -454,11 +445,11 @@ def _has_seeds(comparison: Comparison, speeds: Speeds) -> bool:
 
 
 def _has_answers(comparison: Comparison, speeds: Speeds) -> bool:
-    return sum(_place(one) is not None for one in comparison.ranked) > 1
+    return len(comparison.by_state["accuracy"]) > 1
 
 
 def _has_states(comparison: Comparison, speeds: Speeds) -> bool:
-    return sum(one.figure("state_bytes") is not None for one in comparison.ranked) > 1
+    return len(comparison.by_state["loss"]) > 1
 
 
 def _has_speeds(comparison: Comparison, speeds: Speeds) -> bool:
@@ -477,8 +468,8 @@ def natural(test: str) -> list[tuple[int, str]]:
 
 
 BY_STATE = (
-    "Of a task, in its first test. A line joins the widths of one model. The front: no other one has as small a state "
-    "with as many right answers."
+    "Of a task, in its first test; means over the seeds that all models have. A line joins the widths of one model. "
+    "The front: no other one has as small a state with as many right answers."
 )
 LINES = "One mark for each scored seed at each size. Lines: power laws fitted to them, straight on these axes."
 FIXED = (
@@ -525,8 +516,9 @@ KINDS: Sequence[tuple[str, str, Draw, Callable[[Comparison, Speeds], bool]]] = (
     ),
     (
         "Loss against bytes of state",
-        "State of one sequence in float32. A cache grows with the sequence, a recurrent state does not. The front: no "
-        "other model has as small a state with as low a mean loss. Arrow: a loss far above the others.",
+        "State of one sequence in float32. A cache grows with the sequence, a recurrent state does not. Losses: means "
+        "over the seeds that all models have. The front: no other model has as small a state with as low a mean loss. "
+        "Arrow: a loss far above the others.",
         _state,
         _has_states,
     ),

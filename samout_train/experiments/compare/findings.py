@@ -8,7 +8,7 @@ from samout_train.experiments.compare.answers import most_right
 from samout_train.experiments.compare.intervals import CONFIDENCE, POWER, Difference
 from samout_train.experiments.compare.matching import TOLERANCE, Budget
 from samout_train.experiments.compare.results import CandidateResult, Comparison, difference
-from samout_train.experiments.compare.scaling import steepest
+from samout_train.experiments.compare.scaling import parameters_of, steepest
 from samout_train.experiments.compare.screening import Screening, screening_caveat
 
 FEW_SEEDS = 3
@@ -105,6 +105,7 @@ def caveats(comparison: Comparison, asked: Asked) -> list[str]:
         *_unfinished(comparison),
         *(sentence for one in comparison.beside for sentence in _unfinished(one)),
         *_off_budget(ran, asked.get("match")),
+        *_unlike_sizes(ran),
         *_screened(comparison, asked),
         *_rates(ran, extended=bool(asked.get("extend_lr"))),
         *_chosen_settings(ran),
@@ -236,7 +237,8 @@ def _screened(comparison: Comparison, asked: Asked) -> Iterable[str]:
     screening = Screening.of_record(asked)
     if screening is not None and comparison.screening_losses:
         labels = [one.label for one in comparison.not_causal]
-        yield screening_caveat(screening, comparison.screening_losses, comparison.screening_states, labels)
+        in_full = [one.label for one in comparison.results if one.losses]
+        yield screening_caveat(screening, comparison.screening_losses, comparison.screening_states, labels, in_full)
 
 
 def _rates(ran: Sequence[CandidateResult], *, extended: bool) -> Iterable[str]:
@@ -273,7 +275,7 @@ def _seeds(ran: Sequence[CandidateResult]) -> Iterable[str]:
             "leaders and leader_seeds score the best on further ones."
         )
     if leaders:
-        first, further = _listed(list(leaders[0].first_losses)), _listed(list(leaders[0].losses))
+        first, further = listed(list(leaders[0].first_losses)), listed(list(leaders[0].losses))
         yield (
             f"{', '.join(one.label for one in leaders)} led on {first}, and were then scored on {further}. "
             "Nothing was chosen on these: the losses of the leaders, and the differences among them, are of these "
@@ -295,7 +297,8 @@ def _unchecked(comparison: Comparison) -> Iterable[str]:
         yield f"Whether these are causal after training was not checked in all of their runs: {', '.join(unknown)}."
 
 
-def _listed(seeds: Sequence[int]) -> str:
+def listed(seeds: Sequence[int]) -> str:
+    """Return `seed 1`, or `seeds 1, 2, 3`."""
     if len(seeds) == 1:
         return f"seed {seeds[0]}"
     return f"seeds {', '.join(map(str, seeds)) or 'unknown'}"
@@ -355,6 +358,15 @@ def _differing(ran: Sequence[CandidateResult]) -> list[str]:
         if len(values) > 1:
             found.append(key)
     return found
+
+
+def _unlike_sizes(ran: Sequence[CandidateResult]) -> Iterable[str]:
+    """Yield the models whose scored runs have different sizes."""
+    for one in ran:
+        sizes = {size for size in map(parameters_of, one.counted) if size is not None}
+        if len(sizes) > 1:
+            text = f"from {min(sizes):,.0f} to {max(sizes):,.0f} parameters"
+            yield f"The scored runs of {one.label} differ in size: {text}."
 
 
 def _off_budget(ran: Sequence[CandidateResult], match: str | None) -> Iterable[str]:

@@ -372,14 +372,17 @@ def _screening(comparison: Comparison, record: Record) -> dict[str, Any] | None:
     screening, losses = Screening.of_record(record), comparison.screening_losses
     if screening is None or not losses:
         return None
-    return screening_table(screening, losses, comparison.screening_states, _not_causal(comparison))
+    in_full = [one.label for one in comparison.results if one.losses]
+    return screening_table(screening, losses, comparison.screening_states, _not_causal(comparison), in_full)
 
 
 def _left_out(comparison: Comparison, record: Record) -> set[str]:
+    """Return the labels of the models that were screened, are no finalists, and have no full runs."""
     screening, losses = Screening.of_record(record), comparison.screening_losses
     if screening is None:
         return set()
-    return set(losses) - set(screening.chosen(losses, _not_causal(comparison)))
+    in_full = {one.label for one in comparison.results if one.losses}
+    return set(losses) - set(screening.chosen(losses, _not_causal(comparison))) - in_full
 
 
 def _not_causal(comparison: Comparison) -> list[str]:

@@ -19,15 +19,15 @@ from samout_train.checkpoint import DataNow, holds_run, other_kind, other_settin
 from samout_train.config import Problem, shown
 from samout_train.experiments.compare.candidates import Candidate, folder_name
 from samout_train.experiments.compare.choices import Choose, first_settings, with_settings, words_of
-from samout_train.experiments.compare.matching import Budget
-from samout_train.experiments.compare.record import RECORD, Entry, label_at, read_record
+from samout_train.experiments.compare.matching import Budget, Sizes
+from samout_train.experiments.compare.record import RECORD, Entry, known_sizes, label_at, read_record
 from samout_train.experiments.compare.screening import FEWEST_FOR_AN_EDGE, Screening, best_rate
 from samout_train.experiments.jobs import Job, outcome
 from samout_train.runtime import place_problem, write_figures
 from samout_train.training import source_from
 
 # The settings of an existing run that must equal the requested ones.
-DECISIVE_KEYS = ("seed", "precision", "model", "data", "optimizer", "schedule", "trainer", "callbacks")
+DECISIVE_KEYS = ("seed", "precision", "model", "init_from", "data", "optimizer", "schedule", "trainer", "callbacks")
 
 
 Losses = Mapping[str, float | None]  # of the runs that have ended, by name; None if a run has no loss
@@ -314,6 +314,30 @@ class Plan:
             if other is not None:
                 other_data.append(Problem(text=f"{other}, or another run_dir"))
         return list(dict.fromkeys(problems)) or other_data[:1]
+
+    def sizes_at(self, label: str, budget: str | None) -> Sizes | None:
+        """Return the sizes of a model at a further budget, or at the comparison's own, which is None."""
+        for plan in (self, *self.beside):
+            for one in plan.candidates:
+                if one.label == label and plan.budget == budget and not plan.task:
+                    return one.sizes
+        return None
+
+    def has_other_sizes(self, match: str | None) -> bool:
+        """Return whether the record of the comparison has other sizes for a model of this plan and its budget.
+
+        Args:
+            match: The comparison's own budget, as typed.
+        """
+        for plan in (self, *self.beside):
+            for one in plan.candidates:
+                if one.sizes is None or plan.task:
+                    continue
+                words, is_beside = one.words[: -len(one.sizes.settings)], plan.budget is not None
+                known = known_sizes(self.folder, plan.budget or match, one.label, words, is_beside=is_beside)
+                if known is not None and known.settings != one.sizes.settings:
+                    return True
+        return False
 
     def write(self, asked: Mapping[str, Any]) -> None:
         """Write the record of the comparison into its directory; sizes and runs of an earlier start are kept.

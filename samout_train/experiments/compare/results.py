@@ -12,6 +12,8 @@ from samout_train.experiments.compare.matching import Budget
 from samout_train.experiments.compare.runs import Run
 from samout_train.experiments.jobs import State
 
+Places = dict[str, tuple[float, float]]  # bytes of state and a figure, by label
+
 
 @dataclass(frozen=True)
 class CandidateResult:
@@ -234,11 +236,6 @@ class CandidateResult:
         return {test: statistics.fmean(shares.values()) for test, shares in self.shares.items()}
 
     @property
-    def accuracy(self) -> float | None:
-        """Return the mean share of right answers in the first test of a task; None without a task."""
-        return next(iter(self.accuracies.values()), None)
-
-    @property
     def leak(self) -> Mapping[str, Any] | None:
         """Return where the model sees the tokens that it has to predict; None if its runs recorded no leak."""
         for run in self.runs:
@@ -339,21 +336,51 @@ class Comparison:
         return [one for one in self.results if one.mean is not None and one.leak is None]
 
     @property
-    def fronts(self) -> dict[str, dict[str, tuple[float, float]]]:
-        """Return the models on the Pareto fronts over bytes of state: for the loss, and for a task's accuracy.
+    def by_state(self) -> dict[str, Places]:
+        """Return bytes of state and mean loss by label; for a task, under `accuracy`, also the share of right answers.
 
-        Each front maps a model's label to its bytes and figure, the smallest state first. One model has no front.
+        The means are over `front_seeds`. Without such seeds, each model has the mean over its own.
         """
+        found: dict[str, Places] = {"loss": {}, "accuracy": {}}
+        for name, by_label in self._figures_by_seed.items():
+            for label, (size, figures) in by_label.items():
+                shared = [figures[seed] for seed in self.front_seeds[name]]
+                found[name][label] = (size, statistics.fmean(shared or figures.values()))
+        return found
+
+    @property
+    def front_seeds(self) -> dict[str, list[int]]:
+        """Return the seeds that all models of a front have, for `loss` and `accuracy`."""
+        found = {}
+        for name, by_label in self._figures_by_seed.items():
+            seeds = [set(figures) for _, figures in by_label.values()]
+            found[name] = sorted(set.intersection(*seeds)) if seeds else []
+        return found
+
+    @property
+    def _figures_by_seed(self) -> dict[str, dict[str, tuple[float, dict[int, float]]]]:
+        """Return bytes of state with the figures of each scored seed, by label, for `loss` and `accuracy`."""
         losses, accuracies = {}, {}
         for one in self.ranked:
             size = one.figure("state_bytes")
-            if size is not None and one.mean is not None:
-                losses[one.label] = (size, one.mean)
-            if size is not None and one.accuracy is not None:
-                accuracies[one.label] = (size, one.accuracy)
+            if size is None:
+                continue
+            losses[one.label] = (size, one.first_losses | one.losses)
+            if one.shares:
+                accuracies[one.label] = (size, next(iter(one.shares.values())))
+        return {"loss": losses, "accuracy": accuracies}
+
+    @property
+    def fronts(self) -> dict[str, Places]:
+        """Return the models on the Pareto fronts over bytes of state: for the loss, and for a task's accuracy.
+
+        Each front maps a model's label to its bytes and figure, the smallest state first. Neither one model nor models
+        without a seed in common have a front.
+        """
         fronts = {}
-        for name, places, sign in (("loss", losses, 1), ("accuracy", accuracies, -1)):
-            if len(places) > 1:
+        for name, sign in (("loss", 1), ("accuracy", -1)):
+            places = self.by_state[name]
+            if len(places) > 1 and self.front_seeds[name]:
                 on_front = front({label: (size, sign * figure) for label, (size, figure) in places.items()})
                 fronts[name] = {label: places[label] for label in on_front}
         return fronts

@@ -13,7 +13,8 @@ from samout_train.experiments.jobs import OUTPUT, Outcome, curve_of, outcome
 from samout_train.runtime import finite_or_null
 
 Summary = Mapping[str, Any]
-SETTINGS = ("model", "optimizer", "schedule", "data", "trainer", "precision")  # runs that differ get different labels
+# Runs that differ in these settings get different labels.
+SETTINGS = ("model", "init_from", "optimizer", "schedule", "data", "trainer", "precision")
 
 DIGEST = "data.sha256"
 

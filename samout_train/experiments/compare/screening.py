@@ -166,7 +166,11 @@ def check_screening(
 
 
 def screening_table(
-    screening: Screening, losses: Losses, states: States, not_causal: Collection[str] = ()
+    screening: Screening,
+    losses: Losses,
+    states: States,
+    not_causal: Collection[str] = (),
+    in_full: Collection[str] = (),
 ) -> dict[str, Any]:
     """Return the table of a screening: a row for each model, the lowest loss first, and whether it was trained in full.
 
@@ -175,6 +179,7 @@ def screening_table(
         losses: Losses of the short runs.
         states: States of the short runs, which say why a run has no loss.
         not_causal: Labels of models that see what they have to predict; they come last.
+        in_full: Labels of models that have full runs; some were finalists only before another model was added.
     """
     rates = sorted(set().union(*losses.values()))
     chosen = screening.chosen(losses, not_causal)
@@ -192,14 +197,14 @@ def screening_table(
             elif rate in by_rate:
                 text = WITHOUT_LOSS[states[label][rate]]
             cells.append({"text": text, "best": rate == best and loss is not None})
-        name = label
+        name, is_trained = label, label in in_full and label not in screening.always
         if label in not_causal:
             name = f"{label} (not causal)"
         row = {
             "label": name,
             "cells": cells,
             "rate": _named(best, sorted(by_rate)),
-            "in_full": _in_full(label, chosen, screening, states, best),
+            "in_full": "yes" if is_trained else _in_full(label, chosen, screening, states, best),
         }
         rows.append(((label in not_causal, lowest), row))
     rows.sort(key=lambda pair: pair[0])
@@ -225,7 +230,13 @@ def screening_lines(table: Mapping[str, Any]) -> list[str]:
     return shown_lines
 
 
-def screening_caveat(screening: Screening, losses: Losses, states: States, not_causal: Collection[str] = ()) -> str:
+def screening_caveat(
+    screening: Screening,
+    losses: Losses,
+    states: States,
+    not_causal: Collection[str] = (),
+    in_full: Collection[str] = (),
+) -> str:
     """Return what a reader needs to know about the screening, in one or two sentences; see `screening_table`."""
     chosen = screening.chosen(losses, not_causal)
     text = f"Learning rates were chosen by short runs of {screening.steps:,} steps; full runs may prefer others."
@@ -234,10 +245,10 @@ def screening_caveat(screening: Screening, losses: Losses, states: States, not_c
         return f"{text} The screening is not over: {not_over(states)} of its {of} runs have not ended."
     others = []
     for label, by_rate in losses.items():
-        if label not in chosen and best_rate(by_rate) is not None:
+        if label not in chosen and label not in in_full and best_rate(by_rate) is not None:
             others.append(label)
     if others:
-        text += f" Not trained in full, though their rank might change with more steps: {', '.join(others)}."
+        text += f" Not among the finalists, though their rank might change with more steps: {', '.join(others)}."
     return text
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from samout_train.config import shown
 from samout_train.experiments.compare.answers import NOTE as ANSWERS_NOTE, answers_columns
-from samout_train.experiments.compare.findings import in_words, interval, mean_and_spread, nats
+from samout_train.experiments.compare.findings import in_words, interval, listed, mean_and_spread, nats
 from samout_train.experiments.compare.results import CandidateResult, Comparison, difference
 
 NOTE = (
@@ -14,7 +14,10 @@ NOTE = (
     "seed by seed, with its 95 % interval. Tokens per second: forward and backward pass in rows of the training "
     "length. State: of one sequence after such a row."
 )
-FRONT_NOTE = " Front: no other model with as small a state has as low a loss, or in a task as many right answers."
+FRONT_NOTE = (
+    " Front: no other model with as small a state has as low a loss, or in a task as many right answers; means over "
+    "the seeds that all models have ({})."
+)
 PAIRS_NOTE = (
     "Row minus column: mean of the differences seed by seed, with its 95 % interval; marked where that is more than "
     "noise. Each interval is for its pair alone: of twenty pairs that do not differ, one is marked by chance."
@@ -65,7 +68,7 @@ def loss_table(
                 _number(one.figure("training_flops_per_token")),
             ]
         )
-    note = NOTE + FRONT_NOTE * bool(fronts) + ANSWERS_NOTE * bool(columns)
+    note = NOTE + _front_note(comparison) + ANSWERS_NOTE * bool(columns)
     return {"head": head, "rows": rows, "note": note}
 
 
@@ -162,6 +165,21 @@ def _all_fronts(comparison: Comparison) -> dict[str, Collection[str]]:
         if "accuracy" in task.fronts:
             fronts[task.data] = task.fronts["accuracy"]
     return fronts
+
+
+def _front_note(comparison: Comparison) -> str:
+    """Return what the fronts are, and on which seeds; empty without a front."""
+    seeds = {}
+    for name in comparison.fronts:
+        seeds[name] = listed(comparison.front_seeds[name])
+    for task in comparison.tasks:
+        if "accuracy" in task.fronts:
+            seeds[task.data] = listed(task.front_seeds["accuracy"])
+    if not seeds:
+        return ""
+    if len(set(seeds.values())) == 1:
+        return FRONT_NOTE.format(*set(seeds.values()))
+    return FRONT_NOTE.format("; ".join(f"{name}: {of_front}" for name, of_front in seeds.items()))
 
 
 def _on_front(one: CandidateResult, fronts: Mapping[str, Collection[str]]) -> str:

@@ -156,6 +156,18 @@ def test_seconds_that_were_shared_or_missed_are_told(tmp_path: Path) -> None:
     assert found[-1].startswith("Up to 2 runs shared the machine")
 
 
+def test_scored_runs_of_a_model_at_several_sizes_are_told(tmp_path: Path) -> None:
+    sizes = {"a": [7000, 7000], "b": [7000, 7100]}
+    runs = [
+        make_run(tmp_path, label, 1e-3, seed, 1.0, parameters=size)
+        for label, of_seeds in sizes.items()
+        for seed, size in enumerate(of_seeds)
+    ]
+    (comparison,) = comparisons_of([read_run(run) for run in runs])
+    found = [caveat for caveat in caveats(comparison, {"match": "seconds:60"}) if "differ in size" in caveat]
+    assert found == ["The scored runs of b differ in size: from 7,000 to 7,100 parameters."]
+
+
 def test_small_losses_are_shown_with_the_digits_that_they_need(tmp_path: Path) -> None:
     comparison = make_comparison(tmp_path, {"a": [1.0e-4, 1.2e-4, 1.1e-4], "b": [5.0e-4, 5.3e-4, 5.1e-4]})
     assert "a has the lowest validation loss on shakespeare: 1.1e-04 ± 1.0e-05 nats" in verdict(comparison, MATCHED)[0]

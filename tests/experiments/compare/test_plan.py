@@ -225,6 +225,26 @@ def test_runs_with_a_setting_that_was_chosen_are_not_taken_for_those_without(tmp
     assert {(problem.key, problem.value) for problem in found} == {("model.dropout", "0.2")}
 
 
+def test_runs_that_began_with_other_weights_are_refused(tmp_path: Path) -> None:
+    asked = several(tmp_path, "a", [1e-3], num_seeds=1)
+    asked.write({})
+    asked.record(asked.scored(asked.best({})))
+    (model,) = asked.candidates
+    run_dir = tmp_path / "a-lr0.001-seed1"
+    (run_dir / ".hydra").mkdir(parents=True)
+    (run_dir / "metrics.jsonl").touch()
+    there = {**with_settings(model.config, {"optimizer.lr": 1e-3}), "seed": 1}
+    for before, now, problem in (
+        ({}, {"init_from": None}, []),  # an earlier version left out the key
+        ({"init_from": "runs/A"}, {"init_from": "runs/A"}, []),
+        ({"init_from": "runs/A"}, {"init_from": "runs/B"}, [("init_from", "runs/B")]),
+        ({}, {"init_from": "runs/B"}, [("init_from", "runs/B")]),
+    ):
+        (run_dir / ".hydra" / "config.yaml").write_text(json.dumps({**there, **before}))
+        found = replace(asked, candidates=[replace(model, config={**model.config, **now})]).check()
+        assert [(one.key, one.value) for one in found] == problem
+
+
 def test_a_run_that_failed_before_it_left_a_configuration_is_known_by_the_record(tmp_path: Path) -> None:
     plan(tmp_path, [RATE, 0.01]).write({"match": "parameters:5k"})
     run_dir = tmp_path / f"v8_small-lr{RATE!r}-seed4"

@@ -108,6 +108,31 @@ def test_a_task_has_a_front_of_the_loss_and_one_of_its_accuracy(tmp_path: Path) 
     assert alone.fronts == {} and "Front" not in loss_table(alone, {})["note"]
 
 
+def test_a_front_is_of_the_seeds_that_all_models_have(tmp_path: Path) -> None:
+    figures = {"a": {1: (2.0, 0.5), 2: (2.01, 0.5)}, "b": {1: (1.9, 0.4), 2: (1.911, 0.4), 3: (2.3, 0.9)}}
+    runs = []
+    for label, of_seeds in figures.items():
+        for seed, (loss, share) in of_seeds.items():
+            accuracy = {"length_64": {"share": share}}
+            runs.append(read_run(make_run(tmp_path, label, 1e-3, seed, loss, accuracy=accuracy, chance=0.1)))
+    (comparison,) = comparisons_of(runs)
+    assert comparison.fronts == {"loss": {"b": (2688, pytest.approx(1.9055))}, "accuracy": {"a": (2688, 0.5)}}
+    assert "means over the seeds that all models have (seeds 1, 2)." in loss_table(comparison, {})["note"]
+    (disjoint,) = comparisons_of([run for run in runs if (run.label, run.seed) in (("a", 1), ("b", 3))])
+    assert disjoint.fronts == {} and disjoint.by_state["loss"] == {"a": (2688, 2.0), "b": (2688, 2.3)}
+    assert "Front" not in loss_table(disjoint, {})["note"]
+
+
+def test_the_front_of_leaders_and_others_is_of_their_first_seeds(tmp_path: Path) -> None:
+    runs = []
+    for label, size, losses in (("lucky", 100, [1.0, 1.5]), ("other", 200, [1.1])):
+        for seed, loss in enumerate(losses, start=1):
+            run = read_run(make_run(tmp_path, label, 1e-3, seed, loss, state_bytes=size))
+            runs.append(replace(run, counts=True, leader=seed > 1))
+    (comparison,) = comparisons_of(runs)
+    assert comparison.fronts == {"loss": {"lucky": (100, 1.0)}} and comparison.front_seeds["loss"] == [1]
+
+
 def test_runs_are_found_below_a_folder_also_those_that_failed(tmp_path: Path) -> None:
     made = [make_run(tmp_path / "deep", "a", 1e-3, 0, 1.0), make_run(tmp_path / "deep", "a", 1e-3, 1, None, error="x")]
     refused = tmp_path / "deep" / "refused"
@@ -126,6 +151,12 @@ def test_models_of_one_name_with_other_settings_are_told_apart(tmp_path: Path) -
     ]
     runs.append(read_run(make_run(tmp_path, "gru", 1e-3, 0, 1.0)))
     assert [run.label for run in told_apart(runs)] == ["v8 num_layers=2"] * 2 + ["v8 num_layers=4"] * 2 + ["gru"]
+
+
+def test_runs_that_began_with_the_weights_of_another_are_told_apart(tmp_path: Path) -> None:
+    scratch = read_run(make_run(tmp_path, "v8", 1e-3, 0, 1.0))
+    explicit, tuned = (replace(scratch, config={**scratch.config, "init_from": path}) for path in (None, "runs/A"))
+    assert [run.label for run in told_apart([scratch, explicit, tuned])] == ["v8", "v8", "v8 init_from=runs/A"]
 
 
 def test_a_run_from_before_a_setting_is_like_one_with_the_value_that_it_stands_for(tmp_path: Path) -> None:

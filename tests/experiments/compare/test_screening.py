@@ -16,7 +16,7 @@ from samout_train.experiments.compare.runs import read_run, told_apart
 from samout_train.experiments.compare.screening import Losses, Screening, screening_caveat, screening_table
 from samout_train.experiments.jobs import State
 from samout_train.training import checked_config
-from tests.support.comparison import make_run
+from tests.support.comparison import make_run, make_stages
 
 CONFIG: dict[str, Any] = {
     "optimizer": {"lr": 1.0},
@@ -181,12 +181,28 @@ def test_page_record_and_terminal_show_the_screening(tmp_path: Path) -> None:
     ]
     assert [one.label for one in comparison.ranked] == ["a"] and comparison.ranked[0].counted[0].seed == 5
     told = "\n".join(summary_lines(comparison, record))
-    assert "Screening: 5 steps" in told and "Not trained in full" in told and told.count("*") == 2
+    assert "Screening: 5 steps" in told and "Not among the finalists, though" in told and told.count("*") == 2
     page = html([comparison], record, {})
     assert "<h2>Screening: 5 steps</h2>" in page and "<strong>1.700</strong>" in page and "<h3>Screening</h3>" in page
     text = markdown([comparison], record, {}, {})
     assert "| a | 1.900 | **1.700** | 0.003 | yes |" in text and "| b | 2.900 | **2.700** | 0.003 | no |" in text
     assert {run.label for run in told_apart(runs)} == {"a", "b"}
+
+
+def test_full_runs_of_earlier_finalists_stay_in_the_table_after_a_model_is_added(tmp_path: Path) -> None:
+    short, full = {"a": 2.0, "b": 2.1, "c": 1.9}, {"a": 1.0, "c": 1.2}
+    for labels in ("ab", "abc"):
+        asked = plan(tmp_path, Screening(5, 1), labels)
+        asked.write({"match": None})
+        make_stages(asked, lambda entry: (short if entry.screening else full)[entry.label] + entry.seed / 100)
+    record = read_record(tmp_path)
+    (comparison,) = comparisons_of([read_run(tmp_path / name) for name in record["runs"]])
+    text = markdown([comparison], record, {}, {})
+    assert text.splitlines()[4].startswith("a has the lowest validation loss")
+    assert "| a | 1.055 ±" in text and "| c | 1.255 ±" in text and "| b | no run" not in text
+    assert "Not among the finalists, though their rank might change with more steps: b." in text
+    table = screening_table(Screening(5, 1), comparison.screening_losses, comparison.screening_states, (), ["a", "c"])
+    assert [(row["label"], row["in_full"]) for row in table["rows"]] == [("c", "yes"), ("a", "yes"), ("b", "no")]
 
 
 def test_a_comparison_is_continued_with_the_same_screening_only(tmp_path: Path) -> None:
