@@ -15,10 +15,15 @@ from .export import (
     load_exported as load_exported,
     load_trained as load_trained,
 )
-from .files import (
+from .file_names import (
     CORRUPT as CORRUPT,
-    FORMAT as FORMAT,
     checkpoint_path as checkpoint_path,
+    saved_steps as saved_steps,
+    shards_folder as shards_folder,
+    step_files as step_files,
+)
+from .files import (
+    FORMAT as FORMAT,
     damage as damage,
     delete_checkpoint as delete_checkpoint,
     find_checkpoint as find_checkpoint,
@@ -28,9 +33,7 @@ from .files import (
     read_checkpoint as read_checkpoint,
     read_manifest as read_manifest,
     replace_json as replace_json,
-    saved_steps as saved_steps,
     serialised as serialised,
-    shards_folder as shards_folder,
     write_checkpoint as write_checkpoint,
     write_manifest as write_manifest,
 )

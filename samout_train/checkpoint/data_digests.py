@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from samout_train.checkpoint.file_names import MANIFEST, step_files
 from samout_train.runtime import read_figures
 
 if TYPE_CHECKING:
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
 
 MOST_FILES = 100
 FACTS = ("sha256", "tokens", "documents")
+RESUMED = "use the data that the run was begun with, or begin another run with its own run_dir"
 
 
 def data_record(source: "Source") -> dict[str, Any]:
@@ -31,21 +33,22 @@ def data_record(source: "Source") -> dict[str, Any]:
     return record
 
 
-def require_same_data(now: Mapping[str, Any], then: Mapping[str, Any] | None, data: Mapping[str, Any]) -> None:
-    """Raise ValueError if a run would resume on other data.
+def require_same_data(
+    now: Mapping[str, Any], then: Mapping[str, Any] | None, data: Mapping[str, Any], *, fix: str = RESUMED
+) -> None:
+    """Raise ValueError if a run would resume on other data, or be evaluated on it.
 
     Args:
         now: The record of the current data.
         then: The record in the checkpoint; None from an earlier version.
         data: The `data` node of the configuration, for the message.
+        fix: What to do, for the message.
 
     Raises:
         ValueError: if the content differs.
     """
     if then is not None and (difference := _difference(now, then, data)):
-        raise ValueError(
-            f"{difference}\nuse the data that the run was begun with, or begin another run with its own run_dir"
-        )
+        raise ValueError(f"{difference}\n{fix}")
 
 
 def _difference(now: Mapping[str, Any], then: Mapping[str, Any], data: Mapping[str, Any]) -> str | None:
@@ -63,7 +66,7 @@ def _difference(now: Mapping[str, Any], then: Mapping[str, Any], data: Mapping[s
 
 def recorded_data(run_dir: Path) -> dict[str, Any]:
     """Return the record of the data in a run's newest checkpoint; empty if there is none."""
-    manifests = sorted((run_dir / "checkpoints").glob("step_*.json"))
+    manifests = step_files(run_dir / "checkpoints", MANIFEST)
     if not manifests:
         return {}
     return read_figures(manifests[-1]).get("data") or {}

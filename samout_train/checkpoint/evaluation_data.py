@@ -6,6 +6,8 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from samout_train.checkpoint.data_digests import data_record, require_same_data
+from samout_train.checkpoint.files import read_manifest
 from samout_train.checkpoint.load import LoadedRun
 from samout_train.config import (
     ConfigError,
@@ -23,6 +25,8 @@ from samout_train.runtime import home_path
 Node = dict[str, Any]
 OF_DOCUMENTS = ("jsonl", "shards", "python_source", "tinystories")
 ROWS_OF_ONE_DOCUMENT = ("padded", "documents")
+OF_MESSAGES = ("roles", "extra_fields")  # how JSON Lines become text
+OTHER_DATA = "restore the data of the run, or evaluate this as other data, with data=NAME and data.path=PATH"
 Check = Callable[..., list[Problem]]
 
 
@@ -50,6 +54,7 @@ def evaluation_data(
 
     Raises:
         ConfigError: if the overrides are wrong, or the data does not fit the model.
+        ValueError: if the data of the run is not what it was trained on any more.
     """
     saved = loaded.checkpoint.parent.parent / ".hydra" / "config.yaml"
     node = saved_node(saved, "data")
@@ -61,31 +66,50 @@ def evaluation_data(
             raise ConfigError(f"{refused[0]}: rows are as long as those that the model was trained on: leave it out")
         if not any(word.startswith("data=") for word in of_data):
             raise ConfigError(f"{of_data[0]}: no data is chosen: set data=NAME, too")
-        composed = compose_config(of_data, config_dirs=config_dirs)
+        composed, trained = compose_config(of_data, config_dirs=config_dirs), node
         name, node = str(composed.choices["data"]), composed.config["data"]
+        if node["_target_"] == trained["_target_"]:
+            as_trained |= {key: trained[key] for key in OF_MESSAGES if key in trained}
         if trained_length is not None and "seq_len" in node:
             node |= {"seq_len": trained_length}
-        node |= {key: as_trained[key] for key in (as_trained.keys() & node) - {_data_key(word) for word in of_data}}
+        _read_as_trained(node, as_trained, {_data_key(word) for word in of_data})
         if reads_whole(node):
             return _given(loaded, of_data, name, node, trained_length, data_problems)
     if lengths is not None:
         for key in ("test_lengths", "test_distances"):
             if key in node:
                 node[key] = lengths
-    with tempfile.TemporaryDirectory() as folder:
-        if loaded.vocabulary is not None and "vocabulary_path" in node:
-            path = Path(folder, "vocabulary.json")
-            path.write_bytes(json.dumps(loaded.vocabulary.state_dict()).encode())
-            node |= {"vocabulary": loaded.vocabulary.name, "vocabulary_path": str(path)}
-        require_no_problems(data_problems(node))
-        settings: dict[str, Any] = {key: value for key, value in node.items() if key not in loop_keys}
-        source = as_source(build(settings, seed=saved_seed(saved)))
+    source = _source(loaded, node, saved_seed(saved), data_problems, loop_keys)
     if source.vocab_size != loaded.vocab_size:
         raise ConfigError(
             f"data={name}: has {source.vocab_size} ids, the model {loaded.vocab_size}: set data of the kind that it "
             "was trained on"
         )
+    if not of_data and (record := read_manifest(loaded.checkpoint).get("data")):  # none for data without a digest
+        require_same_data(data_record(source), record, node, fix=OTHER_DATA)
     return name, source, None
+
+
+def _source(loaded: LoadedRun, node: Node, seed: int, data_problems: Check, loop_keys: Collection[str]) -> Source:
+    """Build the source of checked settings, with the run's vocabulary if it is text."""
+    with tempfile.TemporaryDirectory() as folder:
+        if loaded.vocabulary is not None and "vocabulary_path" in node:
+            path = Path(folder, "vocabulary.json")
+            path.write_bytes(json.dumps(loaded.vocabulary.state_dict()).encode())
+            node = {**node, "vocabulary": loaded.vocabulary.name, "vocabulary_path": str(path)}
+        require_no_problems(data_problems(node))
+        settings: dict[str, Any] = {key: value for key, value in node.items() if key not in loop_keys}
+        return as_source(build(settings, seed=seed))
+
+
+def _read_as_trained(node: Node, as_trained: Node, typed: Collection[str]) -> None:
+    """Read other data as the run read its own, except for what was typed, also if only some roles were."""
+    for key in (as_trained.keys() & node) - set(typed):
+        value = as_trained[key]
+        if isinstance(value, dict):
+            value = {name: one for name, one in (node[key] | value).items() if f"{key}.{name}" not in typed}
+            value |= {name: one for name, one in node[key].items() if f"{key}.{name}" in typed}
+        node[key] = value
 
 
 def _data_key(word: str) -> str:

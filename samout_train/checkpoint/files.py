@@ -20,6 +20,15 @@ from typing import Any
 import torch
 
 from samout_train.checkpoint.error import CheckpointError
+from samout_train.checkpoint.file_names import (
+    CHECKPOINT,
+    CORRUPT,
+    checkpoint_path,
+    manifest_path,
+    shards_folder,
+    step_files,
+    step_of,
+)
 from samout_train.checkpoint.shards import damaged_shards, join_shards
 from samout_train.runtime import (
     home_path,
@@ -32,7 +41,6 @@ from samout_train.runtime import (
 )
 
 FORMAT = 3
-CORRUPT = ".corrupt"
 log = logging.getLogger(__name__)
 
 
@@ -77,16 +85,6 @@ def write_checkpoint(directory: Path, step: int, content: memoryview, about: dic
     return path
 
 
-def checkpoint_path(directory: Path, step: int) -> Path:
-    """Return the path of the checkpoint of a step."""
-    return directory / f"step_{step:08d}.pt"
-
-
-def shards_folder(path: Path) -> Path:
-    """Return the folder, next to a checkpoint, with the tensors of a sharded model and its optimizer."""
-    return path.with_name(path.name.replace(".pt", ".shards"))
-
-
 def is_complete(path: Path) -> bool:
     """Return whether a checkpoint exists and matches its manifest."""
     return path.exists() and damage(path) is None
@@ -95,15 +93,10 @@ def is_complete(path: Path) -> bool:
 def delete_checkpoint(directory: Path, step: int) -> None:
     """Delete a checkpoint, its tensors first, so that it never looks damaged."""
     path = checkpoint_path(directory, step)
-    for part in (path, _manifest(path)):
+    for part in (path, manifest_path(path)):
         part.unlink(missing_ok=True)
     if shards_folder(path).exists():
         shutil.rmtree(shards_folder(path))
-
-
-def saved_steps(directory: Path) -> list[int]:
-    """Return the steps with a checkpoint file, complete or not, in order."""
-    return sorted(int(path.stem.removeprefix("step_")) for path in directory.glob("step_*.pt"))
 
 
 def newest_checkpoint(run_dir: Path, *, set_aside: bool) -> Path | None:
@@ -119,18 +112,18 @@ def newest_checkpoint(run_dir: Path, *, set_aside: bool) -> Path | None:
     """
     folder = run_dir / "checkpoints"
     reasons: dict[Path, str] = {}
-    for path in sorted(folder.glob("step_*.pt"), reverse=True):
+    for path in reversed(step_files(folder)):
         reason = damage(path)
         if reason is None:
             return path
         reasons[path] = reason
         log.warning("%s cannot be used: %s", path, reason)
         if set_aside:
-            for part in (path, _manifest(path), shards_folder(path)):
+            for part in (path, manifest_path(path), shards_folder(path)):
                 if part.exists():
                     with suppress(OSError):  # another program has it open on Windows; it is skipped anyway
                         part.replace(part.with_name(part.name + CORRUPT))
-    for path in sorted(folder.glob(f"step_*.pt{CORRUPT}")):
+    for path in step_files(folder, CHECKPOINT + CORRUPT):
         if path.with_name(path.name.removesuffix(CORRUPT)) not in reasons:  # set aside earlier
             reasons[path] = damage(path) or "was set aside"
     if reasons:
@@ -171,13 +164,13 @@ def find_checkpoint(path: str | Path) -> Path:
 
 def damage(path: Path) -> str | None:
     """Return why a checkpoint file is damaged; None if it matches its manifest."""
-    manifest_path = _manifest(path)
+    name = manifest_path(path).name
     try:
         manifest = read_manifest(path)
     except FileNotFoundError:
-        return f"{manifest_path.name}, which every complete checkpoint has beside it, is missing"
+        return f"{name}, which every complete checkpoint has beside it, is missing"
     except ValueError:
-        return f"{manifest_path.name} is damaged"
+        return f"{name} is damaged"
     if path.stat().st_size != manifest["bytes"]:
         return f"it has {path.stat().st_size} bytes, the manifest records {manifest['bytes']}"
     if sha256_of(path) != manifest["sha256"]:
@@ -187,13 +180,16 @@ def damage(path: Path) -> str | None:
 
 def write_manifest(path: Path, entries: dict[str, Any]) -> None:
     """Write the manifest of a checkpoint, with its own digest."""
-    replace_json(_manifest(path), _signed(entries))
+    replace_json(manifest_path(path), _signed(entries))
 
 
 def has_manifest(path: Path) -> bool:
     """Return whether the JSON file beside a file is the manifest of a checkpoint, also of a renamed one."""
-    manifest = _manifest(path)
-    return manifest.is_file() and (path.name.startswith("step_") or "manifest_sha256" in (read_json(manifest) or {}))
+    manifest = manifest_path(path)
+    if not manifest.is_file():
+        return False
+    is_named = step_of(path.name.removesuffix(CORRUPT)) is not None
+    return is_named or "manifest_sha256" in (read_json(manifest) or {})
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -203,13 +199,13 @@ def read_manifest(path: Path) -> dict[str, Any]:
         FileNotFoundError: if it does not exist.
         ValueError: if any byte differs from what was written.
     """
-    require_regular_file(_manifest(path))
-    text = _manifest(path).read_bytes()
+    require_regular_file(manifest_path(path))
+    text = manifest_path(path).read_bytes()
     manifest = json.loads(text)
     unsigned = dict(manifest)
     unsigned.pop("manifest_sha256", None)
     if _json(_signed(unsigned)) != text:
-        raise ValueError(f"{_manifest(path)} is damaged")
+        raise ValueError(f"{manifest_path(path)} is damaged")
     return unsigned
 
 
@@ -242,11 +238,6 @@ def read_checkpoint(path: Path, *, whole: bool = True) -> dict[str, Any]:
 def replace_json(path: Path, content: dict[str, Any]) -> None:
     """Write a small JSON file atomically."""
     write_json(path, content, indent=1)
-
-
-def _manifest(path: Path) -> Path:
-    """Return `step_00000001.json` for `step_00000001.pt`, also if both were set aside."""
-    return path.with_name(path.name.replace(".pt", ".json"))
 
 
 def _json(content: dict[str, Any]) -> bytes:

@@ -4,7 +4,6 @@ Python modules that are named in its configurations are not imported either.
 """
 
 import json
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,8 @@ from torch import Tensor
 from samout_train.checkpoint import files as checkpoints
 from samout_train.checkpoint.error import CheckpointError
 from samout_train.checkpoint.export import CONFIG, MANIFEST, VOCABULARY, WEIGHTS, export_damage, read_manifest
-from samout_train.checkpoint.files import CORRUPT, FORMAT, OTHER_FORMAT, damage, has_manifest, read_checkpoint
+from samout_train.checkpoint.file_names import CHECKPOINT, CORRUPT, step_files, step_of
+from samout_train.checkpoint.files import FORMAT, OTHER_FORMAT, damage, has_manifest, read_checkpoint
 from samout_train.config import ConfigError, saved_node
 from samout_train.data import (
     Characters,
@@ -49,7 +49,6 @@ from samout_train.runtime import (
 )
 
 SIZES = ("hidden_size", "num_layers", "num_heads", "ffn_size", "max_seq_len")
-CHECKPOINT = re.compile(rf"step_\d{{8}}\.pt({re.escape(CORRUPT)})?")
 SAVED_CONFIG = Path(".hydra", "config.yaml")
 WHAT_IS_KNOWN = "give a run directory, a checkpoint, an export, a published .pth, a pickled vocabulary or a .jsonl"
 
@@ -95,7 +94,7 @@ def inspect_path(path: str | Path) -> Found:
         if path.name == "checkpoints" and not (path / "checkpoints").exists():
             path = path.parent
         return _folder(path)
-    if CHECKPOINT.fullmatch(path.name) or (path.suffix == ".pt" and has_manifest(path)):
+    if step_of(path.name.removesuffix(CORRUPT)) is not None or (path.suffix == ".pt" and has_manifest(path)):
         return _checkpoint(path)
     if path.name in (MANIFEST, CONFIG, VOCABULARY, WEIGHTS["safetensors"]) and (path.parent / MANIFEST).is_file():
         return _export(path.parent)
@@ -116,12 +115,12 @@ def _folder(path: Path) -> Found:
 def _run(path: Path) -> Found:
     found, folder = Found("a run directory"), path / "checkpoints"
     newest, has_any = None, False
-    for file in sorted(folder.glob("step_*.pt")):
+    for file in step_files(folder):
         reason, has_any = damage(file), True
         if reason is None:
             newest = file
         found.add("checkpoint", f"{file.name}: {reason or 'whole'}", damaged=bool(reason))
-    for file in sorted(folder.glob(f"step_*.pt{CORRUPT}")):
+    for file in step_files(folder, CHECKPOINT + CORRUPT):
         has_any = True
         found.add("set aside", file.name)
     if newest is not None:

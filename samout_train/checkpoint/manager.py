@@ -13,8 +13,8 @@ import torch
 
 from samout_train.checkpoint.data_digests import require_same_data
 from samout_train.checkpoint.error import CheckpointError
+from samout_train.checkpoint.file_names import checkpoint_path, saved_steps, shards_folder
 from samout_train.checkpoint.files import (
-    checkpoint_path,
     delete_checkpoint,
     find_checkpoint,
     is_complete,
@@ -22,9 +22,7 @@ from samout_train.checkpoint.files import (
     read_checkpoint,
     read_manifest,
     replace_json,
-    saved_steps,
     serialised,
-    shards_folder,
     write_checkpoint,
 )
 from samout_train.checkpoint.shards import split_shards, write_shards

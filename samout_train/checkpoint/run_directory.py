@@ -15,6 +15,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from samout_train.checkpoint.file_names import MANIFEST, SHARDS, step_files, step_of
 from samout_train.config import Composed, ConfigError, Problem, current_settings, require_no_problems, saved_keys
 from samout_train.runtime import (
     Launch,
@@ -115,7 +116,7 @@ def check_resume(composed: Composed, directory: str = "run_dir") -> list[Problem
     path = Path(str(resume))
     if not resume or not path.exists():
         text, fix = "is not there", "give auto, a run directory or a checkpoint"
-    elif path.is_dir() and not any(path.rglob("step_*.pt")):
+    elif path.is_dir() and all(step_of(file.name) is None for file in path.rglob("step_*.pt")):
         text, fix = "holds no checkpoint", "give a run directory that has checkpoints/step_*.pt"
     elif path.is_file() and path.suffix != ".pt":
         text, fix = "is not a checkpoint", "give auto, a run directory or a checkpoint, step_*.pt"
@@ -176,7 +177,7 @@ resume_problems, run_directory_problems, content_problems = check_resume, check_
 
 def has_data_record(run_dir: Path) -> bool:
     """Return whether the checkpoints of a run record its data; if so, its content is compared instead of its path."""
-    manifests = list((run_dir / "checkpoints").glob("step_*.json"))
+    manifests = step_files(run_dir / "checkpoints", MANIFEST)
     # All manifests count, since an earlier checkpoint is used if the newest is damaged.
     return bool(manifests) and all(read_figures(path).get("data") for path in manifests)
 
@@ -490,7 +491,7 @@ def locked(run_dir: Path) -> Iterator[None]:
                 for leftover in leftovers(folder):
                     with suppress(OSError):  # open elsewhere on Windows
                         leftover.unlink()
-            for shards in (run_dir / "checkpoints").glob("step_*.shards"):
+            for shards in step_files(run_dir / "checkpoints", SHARDS):
                 if not shards.with_suffix(".pt").exists():
                     shutil.rmtree(shards, ignore_errors=True)
             yield
@@ -499,8 +500,8 @@ def locked(run_dir: Path) -> Iterator[None]:
     finally:
         folder = Path(lock.lock_file).parent
         with suppress(OSError):
-            if not lock.is_locked and [path.name for path in folder.iterdir()] == ["lock"]:
-                Path(lock.lock_file).unlink()
+            if not lock.is_locked and {path.name for path in folder.iterdir()} <= {"lock"}:
+                Path(lock.lock_file).unlink(missing_ok=True)  # on Windows it is deleted with the lock
                 folder.rmdir()
         with suppress(OSError):  # a directory that is not empty stays
             run_dir.rmdir()

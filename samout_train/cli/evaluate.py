@@ -74,7 +74,7 @@ def evaluate(
     print(f"{loaded.checkpoint}, after step {loaded.step}, on {name}, {on}", flush=True)
     try:
         if source.chance is not None:
-            _accuracies(evaluator, loaded.step, folder)
+            _accuracies(evaluator, {"step": loaded.step, "weights": weights}, folder)
         else:
             about = {}
             if whole is not None:
@@ -99,10 +99,14 @@ def _unwritten(error: OSError, folder: Path) -> str:
 def _place(
     name: str, checkpoint: Path, settings: dict[str, Any], of_data: Sequence[str], whole: "WholeData | None"
 ) -> str:
-    """Name the folder of results by the data, and by a checkpoint and settings that are not the default."""
+    """Name the folder of results by the data, and by a checkpoint, weights and settings that are not the default."""
+    from samout_train.checkpoint import step_files
+
     parts = [name]
-    if checkpoint.name != max(path.name for path in checkpoint.parent.glob("step_*.pt")):
+    if checkpoint.name not in [path.name for path in step_files(checkpoint.parent)[-1:]]:
         parts.append(checkpoint.stem)
+    if settings["weights"] != "last":
+        parts.append(settings["weights"])
     changed = []
     if settings["lengths"] is not None:
         changed += ["lengths", *map(str, settings["lengths"])]
@@ -120,7 +124,7 @@ def _place(
     return "-".join(parts)
 
 
-def _accuracies(evaluator: "Evaluator", step: int, folder: Path) -> None:
+def _accuracies(evaluator: "Evaluator", about: dict[str, Any], folder: Path) -> None:
     from samout_train.evaluation import accuracy_lines, rows_that_fit
     from samout_train.runtime import write_figures
 
@@ -141,13 +145,13 @@ def _accuracies(evaluator: "Evaluator", step: int, folder: Path) -> None:
     for line in accuracy_lines(found, source.chance):
         print(f"  {line}")
     folder.mkdir(parents=True, exist_ok=True)
-    write_figures(folder / "evaluation.json", {"step": step, "accuracy": figures, "chance": source.chance})
+    write_figures(folder / "evaluation.json", {**about, "accuracy": figures, "chance": source.chance})
 
 
 def _choices(loaded: "LoadedRun", request: Request, device: "torch.device") -> int:
     """Measure the accuracy on multiple-choice questions, print and save it; return the exit code."""
     from samout_train.checkpoint import reads_documents
-    from samout_train.config import compose_config, require_no_problems
+    from samout_train.config import compose_config, key_of, require_no_problems
     from samout_train.data import Choices
     from samout_train.evaluation import measure_choices
     from samout_train.models import sees_future
@@ -169,7 +173,9 @@ def _choices(loaded: "LoadedRun", request: Request, device: "torch.device") -> i
         documents = reads_documents(loaded)
     stem = re.sub(r"[^\w.-]+", "_", Path(asked.path).name)[:LONGEST_NAME]
     name = f"choices-{stem}-{sha256[:8]}"
-    folder = loaded.checkpoint.parent.parent / "evaluate" / _place(name, loaded.checkpoint, request.settings, [], None)
+    words = [word for word in request.own_words if key_of(word) != "data.path"]  # the name has file and content
+    place = _place(name, loaded.checkpoint, request.settings, words, None)
+    folder = loaded.checkpoint.parent.parent / "evaluate" / place
     print(f"{loaded.checkpoint}, after step {loaded.step}, on {name}, {device}", flush=True)
     found = measure_choices(
         loaded.model.to(device),
@@ -182,10 +188,11 @@ def _choices(loaded: "LoadedRun", request: Request, device: "torch.device") -> i
     )
     for line in found.lines():
         print(f"  {line}")
-    figures = {"path": asked.path, "sha256": sha256, "separator": asked.separator, "documents": documents}
+    figures = {"step": loaded.step, "weights": request.settings["weights"]}
+    figures |= {"path": asked.path, "sha256": sha256, "separator": asked.separator, "documents": documents}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_figures(folder / "evaluation.json", {"step": loaded.step, **figures, **found.figures()})
+        write_figures(folder / "evaluation.json", figures | found.figures())
     except OSError as error:
         print(_unwritten(error, folder), file=sys.stderr)
         return 1
@@ -311,5 +318,6 @@ def _losses(
         print(f"  most_tokens={most_tokens}: raised to {found.num_tokens:,}, which the longest window needs")
     for line in extrapolation_table(found):
         print(f"  {line}")
+    about = {"weights": settings["weights"], **about}
     write_extrapolation(found, folder.parent.parent.name, folder, step=step, about=about)
     print(f"  {missing_charts() or f'drawn in {folder / PICTURE}'}")

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from samout_train.checkpoint import holds_run, is_reserved, is_taken, reserve
+from samout_train.checkpoint import CORRUPT, holds_run, is_reserved, is_taken, reserve, step_files
 from samout_train.runtime import (
     Bar,
     StopSignals,
@@ -141,7 +141,8 @@ def record_failure(run_dir: Path, error: str, why: Why = "error") -> None:
 
 def has_checkpoint(run_dir: Path) -> bool:
     """Return whether a run has a checkpoint to resume from."""
-    return any((run_dir / "checkpoints").glob("step_*.pt*"))
+    folder = run_dir / "checkpoints"
+    return bool(step_files(folder) or step_files(folder, ".pt" + CORRUPT))
 
 
 def forget_failure(run_dir: Path) -> None:

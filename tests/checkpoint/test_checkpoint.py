@@ -4,6 +4,7 @@ import io
 import json
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,12 +13,17 @@ import torch
 from samout_train.checkpoint import (
     CheckpointError,
     Checkpoints,
+    check_resume,
     damage,
     find_checkpoint,
     locked,
     newest_checkpoint,
     read_checkpoint,
+    recorded_data,
+    saved_steps,
 )
+from samout_train.checkpoint.run_directory import has_data_record
+from samout_train.experiments.jobs import has_checkpoint
 
 
 def checkpoints(run_dir: Path, **changes: Any) -> Checkpoints:
@@ -58,6 +64,33 @@ def test_the_last_two_and_the_best_are_kept(tmp_path: Path) -> None:
     assert names == ["step_00000002.pt", "step_00000004.pt", "step_00000005.pt"]
     assert json.loads((made.directory / "index.json").read_text()) == {"last": 5, "best": 2}
     assert len(list(made.directory.iterdir())) == 2 * 3 + 1
+
+
+def test_files_of_other_names_are_the_users(tmp_path: Path) -> None:
+    made = checkpoints(tmp_path, keep_last=1, keep_best=False)
+    (first,) = save(made, 99_999_999)
+    names = ["step_100000000 - Copy", "step_best", "step_0000000100000000", "step_3"]
+    for name in names:
+        for ending in (".pt", ".pt.corrupt", ".json", ".shards"):
+            (made.directory / f"{name}{ending}").write_text("{}")
+    assert newest_checkpoint(tmp_path, set_aside=True) == first, "none of them is set aside"
+    assert recorded_data(tmp_path) == {} and not has_data_record(tmp_path)
+    made.save({}, step=100_000_000, best_step=None)
+    made.finish(100_000_000)
+    newest = made.directory / "step_100000000.pt"
+    assert newest_checkpoint(tmp_path, set_aside=True) == newest and saved_steps(made.directory) == [100_000_000]
+    assert json.loads((made.directory / "index.json").read_text())["last"] == 100_000_000
+    with locked(tmp_path):
+        pass
+    assert all((made.directory / f"{name}.shards").exists() for name in names)
+    newest.unlink()
+    newest.with_suffix(".json").unlink()
+    assert not has_checkpoint(tmp_path) and newest_checkpoint(tmp_path, set_aside=True) is None
+    composed: Any = SimpleNamespace(config={"resume": str(tmp_path), "init_from": None})
+    (problem,) = check_resume(composed)
+    assert "holds no checkpoint" in str(problem)
+    newest.with_name(f"{newest.name}.corrupt").touch()
+    assert has_checkpoint(tmp_path)
 
 
 def test_temporary_files_left_behind_are_removed_and_never_read(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from filelock import FileLock
 from omegaconf import OmegaConf
 
 from samout_train import __version__, build_trainer, train
-from samout_train.checkpoint import DirectoryRefusedError, differences, new_directory, other_settings
+from samout_train.checkpoint import DirectoryRefusedError, differences, locked, new_directory, other_settings
 from samout_train.cli import train as train_command
 from samout_train.cli.request import last_of_each
 from samout_train.config import CONF, ConfigError, compose_config, locate
@@ -55,6 +55,13 @@ def test_a_new_directory_is_one_that_no_other_start_has(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         made = list(pool.map(lambda _: new_directory(tmp_path / "runs" / "a"), range(8)))
     assert {path.name for path in made} == {"a", *(f"a-{number}" for number in range(2, 9))}
+
+
+def test_a_lock_that_the_system_deletes_leaves_nothing_behind(tmp_path: Path) -> None:
+    """As on Windows, where the file of a lock is deleted with it."""
+    with locked(tmp_path / "run"):
+        (tmp_path / "run" / ".hydra" / "lock").unlink()
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.nightly

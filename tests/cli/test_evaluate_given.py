@@ -10,8 +10,11 @@ import torch
 from torch.nn import functional as F
 
 from samout_train import train
-from samout_train.checkpoint import load_run
+from samout_train.checkpoint import LoadedRun, data_record, evaluation_data, load_run, write_manifest
 from samout_train.cli import evaluate
+from samout_train.config import build, compose_config
+from samout_train.data import SPECIAL_TOKENS, Source, WholeData, as_source
+from samout_train.training import DATA_SETTINGS, data_problems
 
 TRAINED = "".join(f"line {number % 17} of it. " for number in range(300))
 ROW = 16
@@ -27,6 +30,68 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     words += ["data=text", f"data.path={folder / 'texts'}", f"data.seq_len={ROW}", "data.batch_size=4", "trainer=debug"]
     train([*words, f"run_dir={folder / 'run'}", "kernels=reference", "~callbacks.sample"])
     return folder
+
+
+def untrained(folder: Path, *words: str) -> LoadedRun:
+    """A run of data settings whose model was never made, with its data in the manifest."""
+    node = compose_config(words).config["data"]
+    folder.joinpath("run", ".hydra").mkdir(parents=True)
+    folder.joinpath("run", "checkpoints").mkdir()
+    (folder / "run" / ".hydra" / "config.yaml").write_text(json.dumps({"seed": 0, "data": node}), "utf-8")
+    source = as_source(build({key: node[key] for key in node.keys() - set(DATA_SETTINGS)}, seed=0))
+    checkpoint = folder / "run" / "checkpoints" / "step_00000001.pt"
+    write_manifest(checkpoint, {"step": 1, "data": data_record(source)})
+    model = torch.nn.Identity()
+    return LoadedRun(checkpoint, 1, model, source.vocabulary, source.vocab_size, source.pad_id, {}, data_node=node)
+
+
+def data_for(loaded: LoadedRun, *words: str, problems: Any = data_problems) -> tuple[str, Source, WholeData | None]:
+    return evaluation_data(loaded, words, None, data_problems=problems, loop_keys=DATA_SETTINGS)
+
+
+def test_the_data_of_a_run_is_refused_once_it_has_changed(tmp_path: Path) -> None:
+    words = ["data=text", text_at(tmp_path / "text.txt", TRAINED), "data.seq_len=8"]
+    loaded = untrained(tmp_path, *words)
+    assert data_for(loaded)[0] == "text"
+    text_at(tmp_path / "text.txt", TRAINED[::-1])
+    with pytest.raises(ValueError, match=r"text\.txt: is other data than .*\nrestore the data of the run, or evaluate"):
+        data_for(loaded)
+    assert data_for(loaded, *words[:2])[2] is not None, "as data of its own"
+    for earlier in ({"step": 1}, {"step": 1, "data": {}}):
+        write_manifest(loaded.checkpoint, earlier)
+        assert data_for(loaded)[0] == "text"
+
+
+def test_other_json_lines_are_read_as_the_run_read_its_own_unless_typed(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "ab"}, {"role": "assistant", "content": "ba"}]
+    lines = text_at(tmp_path / "a.jsonl", (json.dumps({"messages": turns}) + "\n") * 9)
+    ways = ["data.extra_fields=write", "data.roles.user=<|history|>", "+data.roles.guest=<|user|>"]
+    loaded = untrained(tmp_path, "data=jsonl", lines, "data.seq_len=4", "data.vocabulary=bytes", *ways)
+    history, seen = SPECIAL_TOKENS.index("<|history|>"), []
+
+    def note(node: dict[str, Any], **choice: Any) -> Any:
+        seen.append((node["extra_fields"], node["roles"]["user"], node["roles"].get("guest")))
+        return data_problems(node, **choice)
+
+    for words, is_history in (([], True), (["data.extra_fields=count", "data.roles.user=<|user|>"], False)):
+        whole = data_for(loaded, "data=jsonl", lines, *words, problems=note)[2]
+        assert whole is not None and (history in whole.tokens) == is_history
+    assert seen == [("write", "<|history|>", "<|user|>"), ("count", "<|user|>", "<|user|>")]
+
+
+def test_the_folder_of_results_names_what_is_not_the_default(tmp_path: Path) -> None:
+    for name in ("step_00000002.pt", "step_00000009.pt", "step_best.pt"):
+        (tmp_path / name).touch()
+    settings: dict[str, Any] = {"lengths": None, "most_tokens": None, "weights": "last"}
+
+    def place(checkpoint: str, *words: str, **changes: Any) -> str:
+        return evaluate._place("text", tmp_path / checkpoint, settings | changes, words, None)
+
+    assert place("step_00000009.pt") == "text" and place("step_00000002.pt") == "text-step_00000002"
+    assert place("step_00000009.pt", weights="ema") == "text-ema"
+    assert place("step_00000009.pt", weights="ema", lengths=[8]) == "text-ema-lengths_8"
+    assert place("step_best.pt") == "text-step_best"
+    assert len({place("step_00000009.pt", *words) for words in ([], ["data.separator="], ["data.documents=true"])}) == 3
 
 
 def evaluated(folder: Path, *words: str) -> int:

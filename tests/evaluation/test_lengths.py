@@ -182,7 +182,7 @@ def test_a_run_on_text_ends_with_losses_by_length(text_run: Path) -> None:
     assert lengths["far_growth"] == lengths["loss_nats"]["128"] / lengths["loss_nats"]["8"]
     shown = run / "evaluate" / "text"
     assert (shown / "lengths.png").read_bytes().startswith(PNG)
-    assert json.loads((shown / "evaluation.json").read_text()) == {"step": 20, **lengths}
+    assert json.loads((shown / "evaluation.json").read_text()) == {"step": 20, "weights": "last", **lengths}
     events = EventAccumulator(str(shown), size_guidance={"images": 0, "scalars": 0}).Reload()
     chart = events.Scalars("val_by_position/loss_nats")
     assert [point.step for point in chart] == [last for _, last, _ in lengths["by_position"]]

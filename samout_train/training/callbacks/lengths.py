@@ -80,7 +80,8 @@ class Lengths(Callback):
             log.info("            %s", line)
         folder = self._context.run_dir / "evaluate" / self._context.data_name
         try:
-            write_extrapolation(self._found, self._context.model_name, folder, step=summary["steps"])
+            about = {"weights": "last"}
+            write_extrapolation(self._found, self._context.model_name, folder, step=summary["steps"], about=about)
         except OSError as error:
             log.warning("lengths     the losses by length cannot be written (%s)", error.strerror)
             return
