@@ -57,6 +57,13 @@ def test_a_new_directory_is_one_that_no_other_start_has(tmp_path: Path) -> None:
     assert {path.name for path in made} == {"a", *(f"a-{number}" for number in range(2, 9))}
 
 
+def test_a_lock_that_the_system_deletes_leaves_nothing_behind(tmp_path: Path) -> None:
+    """As on Windows, where the file of a lock is deleted with it."""
+    with locked(tmp_path / "run"):
+        (tmp_path / "run" / ".hydra" / "lock").unlink()
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.nightly
 def test_a_lock_that_the_system_deletes_leaves_nothing_behind(tmp_path: Path) -> None:
     """As on Windows, where the file of a lock is deleted with it."""
