@@ -65,13 +65,6 @@ def test_a_lock_that_the_system_deletes_leaves_nothing_behind(tmp_path: Path) ->
 
 
 @pytest.mark.nightly
-def test_a_lock_that_the_system_deletes_leaves_nothing_behind(tmp_path: Path) -> None:
-    """As on Windows, where the file of a lock is deleted with it."""
-    with locked(tmp_path / "run"):
-        (tmp_path / "run" / ".hydra" / "lock").unlink()
-    assert not list(tmp_path.iterdir())
-
-
 def test_two_runs_of_the_same_second_get_a_directory_each(tmp_path: Path) -> None:
     run_dir = "run_dir='runs/${now:%Y}'"  # a year stands for a second
     done = at_once(tmp_path, [*RUN, run_dir, "seed=1"], [*RUN, run_dir, "seed=2"])
