@@ -13,7 +13,7 @@ import time
 
 from samout_train import build_model
 from samout_train.data import Bytes
-from samout_train.evaluation import Conversation, Sampling
+from samout_train.evaluation import Conversation, Sampling, Template
 from samout_train.evaluation.serving import Engine, Generation
 from samout_train.runtime import keep_freed_memory, use_threads
 
@@ -33,7 +33,7 @@ def talk_times(turns: int) -> None:
         if name == "transformer":
             settings["max_seq_len"] = 100_000
         model = build_model(name, vocab_size=len(Bytes()), **settings)
-        long, short = (Conversation(model, Bytes(), begins_with_sos=False) for _ in range(2))
+        long, short = (Conversation(model, Bytes(), Template()) for _ in range(2))
         late: list[float] = []
         second: list[float] = []
         sizes: list[int] = []

@@ -16,7 +16,7 @@ from http import HTTPStatus
 from pathlib import Path
 
 from samout_train import load_run, train
-from samout_train.evaluation import Accuracy, Conversation, Sampling, begins_with_sos
+from samout_train.evaluation import Accuracy, Conversation, Sampling, Template
 from samout_train.runtime import keep_freed_memory, write_json
 
 NUM_HELD_OUT, NUM_CONVERSATIONS, NUM_PASSES = 200, 6000, 150
@@ -134,7 +134,7 @@ def ask(run: Path, asked: list[Question]) -> tuple[int, list[str]]:
     """Return how many questions a run answers exactly, and the wrong answers. Each question begins a conversation."""
     loaded = load_run(run)
     assert loaded.vocabulary is not None
-    talk = Conversation(loaded.model, loaded.vocabulary, begins_with_sos=begins_with_sos(loaded.data_node))
+    talk = Conversation(loaded.model, loaded.vocabulary, Template.of(loaded.data_node, loaded.line_ends))
     wrong = []
     for question in asked:
         talk.reset()

@@ -86,7 +86,7 @@ def test_files_of_other_names_are_the_users(tmp_path: Path) -> None:
     assert newest_checkpoint(tmp_path, set_aside=True) == first, "none of them is set aside"
     assert recorded_data(tmp_path) == {} and not has_data_record(tmp_path)
     made.save({}, step=100_000_000, best_step=None)
-    made.finish(100_000_000)
+    made.finish(100_000_000, None)
     newest = made.directory / "step_100000000.pt"
     assert newest_checkpoint(tmp_path, set_aside=True) == newest and saved_steps(made.directory) == [100_000_000]
     assert json.loads((made.directory / "index.json").read_text())["last"] == 100_000_000
