@@ -168,6 +168,16 @@ def test_scored_runs_of_a_model_at_several_sizes_are_told(tmp_path: Path) -> Non
     assert found == ["The scored runs of b differ in size: from 7,000 to 7,100 parameters."]
 
 
+def test_operations_that_miss_their_budget_are_told(tmp_path: Path) -> None:
+    runs = []
+    for label, steps in (("a", 100), ("b", 99), ("c", 120)):
+        run = read_run(make_run(tmp_path, label, 1e-3, 1, 1.0, steps=steps, training_flops_per_token=1e6))
+        runs.append(replace(run, config={**run.config, "data": {"batch_size": 2, "seq_len": 50}}))
+    (comparison,) = comparisons_of(runs)
+    found = [text for text in caveats(comparison, {"train_flops": 1e10}) if "against train_flops" in text]
+    assert found == ["c was trained with 1.2e+10 FLOPs (+20% against train_flops)."]
+
+
 def test_small_losses_are_shown_with_the_digits_that_they_need(tmp_path: Path) -> None:
     comparison = make_comparison(tmp_path, {"a": [1.0e-4, 1.2e-4, 1.1e-4], "b": [5.0e-4, 5.3e-4, 5.1e-4]})
     assert "a has the lowest validation loss on shakespeare: 1.1e-04 ± 1.0e-05 nats" in verdict(comparison, MATCHED)[0]
