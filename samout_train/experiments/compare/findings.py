@@ -38,8 +38,12 @@ def verdict(comparison: Comparison, asked: Asked) -> list[str]:
     """
     sentences = [_not_causal(one) for one in comparison.not_causal]
     if not comparison.ranked:
-        of = "run" if not sentences else "run of a causal model"
-        return [*sentences, f"No {of} on {comparison.data} has a loss."]
+        of = "scored run" if not sentences else "scored run of a causal model"
+        choosing = sum(run.counts is False and run.outcome.state == "done" for run in comparison.runs)
+        done = ""
+        if choosing:
+            done = f"; {choosing} of those that choose learning rates or settings {_are(range(choosing))} done"
+        return [*sentences, f"No {of} on {comparison.data} has a loss{done}."]
     best, *others = comparison.ranked
     many = "one seed"
     if len(best.losses) > 1:
@@ -176,7 +180,7 @@ def _resolved(comparison: Comparison) -> Iterable[str]:
         )
 
 
-def _are(names: Sequence[str]) -> str:
+def _are(names: Sequence[object]) -> str:
     if len(names) == 1:
         return "is"
     return "are"

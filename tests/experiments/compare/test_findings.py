@@ -64,7 +64,7 @@ def test_a_model_that_is_not_causal_is_named_first_and_has_no_rank(tmp_path: Pat
         "peek", "0.137 ± 0.000 (0.137, 0.137)", "", "not causal"
     ]  # fmt: skip
     (alone,) = comparisons_of([read_run(run) for run in cheats])
-    assert verdict(alone, {})[1:] == ["No run of a causal model on shakespeare has a loss."]
+    assert verdict(alone, {})[1:] == ["No scored run of a causal model on shakespeare has a loss."]
 
 
 def test_the_same_figures_under_two_names_are_within_noise(tmp_path: Path) -> None:
@@ -198,8 +198,17 @@ def test_models_with_one_rate_or_unlike_settings_are_no_fair_comparison(tmp_path
 
 def test_where_nothing_came_to_a_loss_that_is_said(tmp_path: Path) -> None:
     (comparison,) = comparisons_of([read_run(make_run(tmp_path, "a", 1e-3, 0, None, error="boom"))])
-    assert verdict(comparison, {}) == ["No run on shakespeare has a loss."]
-    assert loss_table(comparison, {})["rows"][0][1] == "no run has a loss"
+    assert verdict(comparison, {}) == ["No scored run on shakespeare has a loss."]
+    assert loss_table(comparison, {})["rows"][0][1] == "no scored run has a loss"
+
+
+def test_runs_that_choose_are_counted_while_none_is_scored(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path, label, rate, 0, 1.0) for label in "ab" for rate in (1e-3, 3e-3)]
+    runs.append(make_run(tmp_path, "b", 1e-2, 0, None))
+    (comparison,) = comparisons_of([replace(read_run(run), counts=False) for run in runs])
+    assert verdict(comparison, {}) == [
+        "No scored run on shakespeare has a loss; 4 of those that choose learning rates or settings are done."
+    ]
 
 
 def test_the_tables_hold_the_figures(tmp_path: Path) -> None:
