@@ -100,6 +100,8 @@ def check_choices(choose: Choose, candidates: Sequence[Candidate], budget: Budge
                 wrong = check_settings(changed)
                 if not wrong and budget is not None and one.sizes is not None and key.startswith("model."):
                     wrong = _check_budget(key, value, changed, one.sizes.cost, budget)
+                if not wrong and one.steps is not None and key.startswith("model."):
+                    wrong = _check_operations(key, value, changed, one.config)
                 found += wrong
     return list(dict.fromkeys(found))
 
@@ -111,6 +113,16 @@ def _check_budget(key: str, value: Any, changed: Config, cost: float, budget: Bu
     if abs(taken / cost - 1) <= TOLERANCE:
         return []
     text = f"takes {taken:,.6g} of match={budget} instead of {cost:,.6g}"
+    return [Problem(f"choose.{key}", shown(value), text=text, fix="choose what leaves the size as it is")]
+
+
+def _check_operations(key: str, value: Any, changed: Config, config: Config) -> list[Problem]:
+    """Return the problem of a choice with which the steps that `train_flops` allows would take other FLOPs."""
+    budget = Budget("flops", 1.0)
+    taken, cost = size_with(changed, budget), size_with(config, budget)
+    if abs(taken / cost - 1) <= TOLERANCE:
+        return []
+    text = f"takes {taken:,.6g} FLOPs a token instead of {cost:,.6g}, from which train_flops has set the steps"
     return [Problem(f"choose.{key}", shown(value), text=text, fix="choose what leaves the size as it is")]
 
 

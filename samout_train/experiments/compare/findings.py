@@ -1,5 +1,6 @@
 """Put the findings of a comparison into words: which model is better, whether that is more than noise, and caveats."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -8,6 +9,7 @@ from samout_train.experiments.compare.answers import most_right
 from samout_train.experiments.compare.intervals import CONFIDENCE, POWER, Difference
 from samout_train.experiments.compare.matching import TOLERANCE, Budget
 from samout_train.experiments.compare.results import CandidateResult, Comparison, difference
+from samout_train.experiments.compare.runs import Run
 from samout_train.experiments.compare.scaling import parameters_of, steepest
 from samout_train.experiments.compare.screening import Screening, screening_caveat
 
@@ -36,8 +38,12 @@ def verdict(comparison: Comparison, asked: Asked) -> list[str]:
     """
     sentences = [_not_causal(one) for one in comparison.not_causal]
     if not comparison.ranked:
-        of = "run" if not sentences else "run of a causal model"
-        return [*sentences, f"No {of} on {comparison.data} has a loss."]
+        of = "scored run" if not sentences else "scored run of a causal model"
+        choosing = sum(run.counts is False and run.outcome.state == "done" for run in comparison.runs)
+        done = ""
+        if choosing:
+            done = f"; {choosing} of those that choose learning rates or settings {_are(range(choosing))} done"
+        return [*sentences, f"No {of} on {comparison.data} has a loss{done}."]
     best, *others = comparison.ranked
     many = "one seed"
     if len(best.losses) > 1:
@@ -106,6 +112,7 @@ def caveats(comparison: Comparison, asked: Asked) -> list[str]:
         *(sentence for one in comparison.beside for sentence in _unfinished(one)),
         *_off_budget(ran, asked.get("match")),
         *_unlike_sizes(ran),
+        *_off_operations(ran, asked.get("train_flops")),
         *_screened(comparison, asked),
         *_rates(ran, extended=bool(asked.get("extend_lr"))),
         *_chosen_settings(ran),
@@ -173,7 +180,7 @@ def _resolved(comparison: Comparison) -> Iterable[str]:
         )
 
 
-def _are(names: Sequence[str]) -> str:
+def _are(names: Sequence[object]) -> str:
     if len(names) == 1:
         return "is"
     return "are"
@@ -367,6 +374,33 @@ def _unlike_sizes(ran: Sequence[CandidateResult]) -> Iterable[str]:
         if len(sizes) > 1:
             text = f"from {min(sizes):,.0f} to {max(sizes):,.0f} parameters"
             yield f"The scored runs of {one.label} differ in size: {text}."
+
+
+def _off_operations(ran: Sequence[CandidateResult], operations: float | None) -> Iterable[str]:
+    """Yield the models whose scored runs took more or fewer FLOPs than `train_flops`."""
+    if operations is None:
+        return
+    for one in ran:
+        off = [taken / operations - 1 for taken in map(_flops_of_steps, one.counted) if taken is not None]
+        largest = max(off, key=abs, default=0.0)
+        if abs(largest) > TOLERANCE:
+            taken = (1 + largest) * operations
+            yield f"{one.label} was trained with {taken:.3g} FLOPs ({largest:+.0%} against train_flops)."
+
+
+def _flops_of_steps(run: Run) -> float | None:
+    """Return the FLOPs of the matrix products of a run, of all positions of its rows; None if they are unknown."""
+    summary, data = run.summary or {}, run.config.get("data") or {}
+    factors = [
+        summary.get("training_flops_per_token"),
+        summary.get("steps"),
+        data.get("batch_size"),
+        data.get("seq_len"),
+    ]
+    numbers = [float(factor) for factor in factors if isinstance(factor, int | float)]
+    if len(numbers) < len(factors):
+        return None
+    return math.prod(numbers)
 
 
 def _off_budget(ran: Sequence[CandidateResult], match: str | None) -> Iterable[str]:

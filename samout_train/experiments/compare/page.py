@@ -307,8 +307,11 @@ def _with_beside(comparisons: Sequence[Comparison]) -> list[Comparison]:
 
 def _record_of(comparison: Comparison, record: Record) -> Record:
     """Return the request for a comparison; a task or further size has its own budget, and trains all models in full."""
-    if comparison.budget is None and not any(run.task for run in comparison.runs):
+    is_task = any(run.task for run in comparison.runs)
+    if comparison.budget is None and not is_task:
         return record
+    if is_task:
+        record = {**record, "train_flops": None}
     screening = record.get("screening")
     if screening:
         screening = {**screening, "finalists": None, "always": []}

@@ -342,6 +342,8 @@ class Plan:
     def write(self, asked: Mapping[str, Any]) -> None:
         """Write the record of the comparison into its directory; sizes and runs of an earlier start are kept.
 
+        Once there are runs, the largest number of them at a time is kept too, because their times depend on it.
+
         Args:
             asked: The request, and what else the page should show.
 
@@ -362,6 +364,8 @@ class Plan:
         if self.choose:
             asked = {**asked, "choose": self.choose}
         runs = before.get("runs", {})
+        if any(holds_run(self.folder / name) for name in runs):
+            asked = {**asked, "jobs": max(asked.get("jobs") or 1, before.get("jobs") or 1)}
         write_figures(self.folder / RECORD, {**asked, "sizes": sizes, "runs": runs})
         self.record(self.trials({}))
 

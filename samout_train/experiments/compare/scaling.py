@@ -15,6 +15,7 @@ from samout_train.experiments.compare.results import Comparison
 from samout_train.experiments.compare.runs import Run
 
 FEWEST_FOR_AN_INTERVAL = 3  # points: two always lie on their line
+NARROWEST = 1.2  # largest size over smallest one
 NOTE = (
     "Loss at each size: mean of the seeds that all models are scored on. Exponent: the loss falls as parameters, or "
     "training FLOPs, to this power: a power law without a floor, fitted by least squares to the logarithms of all "
@@ -102,7 +103,14 @@ def points_of(comparison: Comparison, label: str, size_of: SizeOf) -> dict[Place
 
 
 def line_of(points: Iterable[tuple[float, float]]) -> Line | None:
-    """Return the line through the logarithms of some sizes and losses; None if there is only one size."""
+    """Return the line through the logarithms of some sizes and losses; None if the sizes are about the same.
+
+    With `train_flops`, all models have the same FLOPs up to a part of a step, whose loss has no exponent over them.
+    """
+    points = list(points)
+    sizes = [size for size, _ in points]
+    if not sizes or max(sizes) / min(sizes) < NARROWEST:
+        return None
     return Line.through([(math.log(size), math.log(loss)) for size, loss in points])
 
 

@@ -42,6 +42,9 @@ FILE = "speed.json"
 def measured_speeds(candidates: Sequence[Candidate], folder: Path) -> dict[str, dict[int, float]]:
     """Return tokens per second of the models of a comparison; measured once, and kept in its directory.
 
+    A model that cannot be built, moved to the device or run is left out, and a line says why. The next start tries it
+    again, as it does a run that failed.
+
     Args:
         candidates: The models; device, precision, kernels and data are those of the first one.
         folder: Directory of the comparison.
@@ -55,12 +58,17 @@ def measured_speeds(candidates: Sequence[Candidate], folder: Path) -> dict[str, 
     use_kernels(config["kernels"])
     source = source_from(config)
     models: dict[str, nn.Module] = {}
+    failed: dict[str, str] = {}
     for one in candidates:
-        models[one.label] = build(one.config["model"], vocab_size=source.vocab_size, pad_id=source.pad_id)
+        try:
+            models[one.label] = build(one.config["model"], vocab_size=source.vocab_size, pad_id=source.pad_id)
+        except Exception as error:  # of a user's model, any
+            failed[one.label] = _reason(error)
     precision, seq_len = choose_precision(config["precision"], device), source.train.seq_len
     batch_size = config["data"]["batch_size"]
-    product = product_of(next(iter(models.values())), batch_size * seq_len)
-    use_products(choose_products(product, device=device, precision=precision, decodes=False))  # as the runs did
+    for model in [*models.values()][:1]:
+        product = product_of(model, batch_size * seq_len)
+        use_products(choose_products(product, device=device, precision=precision, decodes=False))  # as the runs did
     with Bar(desc="speed by length", total=len(TIMES) * len(candidates), leave=False) as bar:
         found = tokens_per_second(
             models,
@@ -70,7 +78,11 @@ def measured_speeds(candidates: Sequence[Candidate], folder: Path) -> dict[str, 
             device=device,
             precision=precision,
             after_each=bar.update,
+            failed=failed,
         )
+    for label, reason in failed.items():
+        print(f"speed      of {label} is not measured: {reason}")
+        del of[label]
     with in_turn(folder):
         write_figures(folder / FILE, {"of": of, "tokens_per_second": found})
     return found
@@ -96,6 +108,7 @@ def tokens_per_second(
     device: torch.device,
     precision: PrecisionName,
     after_each: Callable[[], None] = lambda: None,
+    failed: dict[str, str] | None = None,
 ) -> dict[str, dict[int, float]]:
     """Return tokens per second of a forward and a backward pass by label and length, over equally many tokens.
 
@@ -107,56 +120,62 @@ def tokens_per_second(
         device: Where to measure.
         precision: Precision of the passes.
         after_each: Called after each length of each model.
+        failed: Gets the reason, by label, why a model cannot be moved or run.
 
     Returns:
-        The speeds, without lengths for which a model or the memory has no room.
+        The speeds, without lengths for which a model or the memory has no room, and without models that failed.
     """
+    failed = {} if failed is None else failed
     measured: dict[str, nn.Module] = {}
     for label, model in models.items():
-        if not sees_future(model):
-            measured[label] = model.to(device).train()
+        try:
+            if not sees_future(model):
+                measured[label] = model.to(device).train()
+        except Exception as error:  # of a user's model, any
+            failed[label] = _reason(error)
     found: dict[str, dict[int, float]] = {label: {} for label in measured}
     lengths = [times * seq_len for times in TIMES]
     num_tokens = max(seq_len * batch_size, lengths[-1])
     for length in lengths:
         ids_RT = torch.randint(vocab_size, (num_tokens // length, length + 1)).to(device)
-        labels, passes = [], []
+        passes = {}
         for label, model in measured.items():
-            if _has_room(model, length):
-                labels.append(label)
-                passes.append(_pass(model, ids_RT, device, precision))
-        for label, seconds in zip(labels, _in_turns(passes, after_each), strict=True):
+            if label not in failed and _has_room(model, length):
+                passes[label] = _pass(model, ids_RT, device, precision)
+        for label, seconds in _in_turns(passes, failed).items():
             if seconds:
                 found[label][length] = (ids_RT.numel() - len(ids_RT)) / statistics.median(seconds)
-    return found
+            after_each()
+    return {label: by_length for label, by_length in found.items() if label not in failed}
 
 
-def _in_turns(passes: Sequence[Callable[[], None]], after_each: Callable[[], None]) -> list[list[float]]:
-    """Return the seconds of each pass by round; empty for a pass that does not fit into memory.
+def _in_turns(passes: Mapping[str, Callable[[], None]], failed: dict[str, str]) -> dict[str, list[float]]:
+    """Return the seconds of each pass by round, by label; empty for a pass that does not fit into memory or fails.
 
     A first round compiles and warms up, and is not measured.
     """
-    fits = [_fits(run) for run in passes]
-    seconds: list[list[float]] = [[] for _ in passes]
-    for _ in range(MOST_ROUNDS):
-        for run, taken, does in zip(passes, seconds, fits, strict=True):
-            if does and sum(taken) < SECONDS_A_CELL:
-                start = time.perf_counter()
+    seconds: dict[str, list[float]] = {label: [] for label in passes}
+    running = dict(passes)
+    for number in range(1 + MOST_ROUNDS):
+        for label, run in [*running.items()]:
+            if sum(seconds[label]) >= SECONDS_A_CELL:
+                continue
+            start = time.perf_counter()
+            try:
                 run()
-                taken.append(time.perf_counter() - start)
-    for _ in passes:
-        after_each()
+            except Exception as error:  # of a user's model, any
+                if not is_out_of_memory(error):
+                    failed[label] = _reason(error)
+                del running[label]
+                continue
+            if number:
+                seconds[label].append(time.perf_counter() - start)
     return seconds
 
 
-def _fits(run: Callable[[], None]) -> bool:
-    try:
-        run()
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        return False
-    return True
+def _reason(error: Exception) -> str:
+    """Return the first line of an error, with its kind."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}".rstrip(": ")
 
 
 def _pass(model: nn.Module, ids_RT: torch.Tensor, device: torch.device, precision: PrecisionName) -> Callable[[], None]:

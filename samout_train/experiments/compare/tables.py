@@ -42,7 +42,7 @@ def loss_table(
     for one in comparison.results:
         if one.label in left_out:
             continue
-        loss = mean_and_spread(one) or "no run has a loss"
+        loss = mean_and_spread(one) or "no scored run has a loss"
         if len(one.losses) > 1:
             loss += f" ({', '.join(nats(loss) for loss in one.losses.values())})"
         rate = _short(one.best_rate)

@@ -68,6 +68,16 @@ def test_a_choice_leaves_the_size_as_it_is() -> None:
     assert str(larger).startswith(f"choose.model.num_layers={layers + 1}: takes ")
 
 
+def test_a_choice_leaves_the_operations_of_a_training_as_they_are() -> None:
+    (one,) = candidates(["gru"], [word for word in SHARED if "layers" not in word and "heads" not in word], None)
+    limited = with_operations(one, 1e9)
+    layers = one.config["model"]["num_layers"]
+    assert check_choices({"model.num_layers": [layers, layers + 1]}, [one], None) == []
+    assert check_choices({"model.dropout": [0.0, 0.1], "optimizer.weight_decay": [0, 0.1]}, [limited], None) == []
+    (larger,) = check_choices({"model.num_layers": [layers, layers + 1]}, [limited], None)
+    assert (larger.key, larger.value) == ("choose.model.num_layers", str(layers + 1)) and "train_flops" in str(larger)
+
+
 def test_a_setting_is_changed_in_a_copy() -> None:
     config = {"model": {"dropout": 0.0, "mixer": {"decay": 1}}, "seed": 0}
     changed = with_settings(config, {"model.mixer.decay": 2, "seed": 3})

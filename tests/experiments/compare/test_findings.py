@@ -64,7 +64,7 @@ def test_a_model_that_is_not_causal_is_named_first_and_has_no_rank(tmp_path: Pat
         "peek", "0.137 ± 0.000 (0.137, 0.137)", "", "not causal"
     ]  # fmt: skip
     (alone,) = comparisons_of([read_run(run) for run in cheats])
-    assert verdict(alone, {})[1:] == ["No run of a causal model on shakespeare has a loss."]
+    assert verdict(alone, {})[1:] == ["No scored run of a causal model on shakespeare has a loss."]
 
 
 def test_the_same_figures_under_two_names_are_within_noise(tmp_path: Path) -> None:
@@ -168,6 +168,16 @@ def test_scored_runs_of_a_model_at_several_sizes_are_told(tmp_path: Path) -> Non
     assert found == ["The scored runs of b differ in size: from 7,000 to 7,100 parameters."]
 
 
+def test_operations_that_miss_their_budget_are_told(tmp_path: Path) -> None:
+    runs = []
+    for label, steps in (("a", 100), ("b", 99), ("c", 120)):
+        run = read_run(make_run(tmp_path, label, 1e-3, 1, 1.0, steps=steps, training_flops_per_token=1e6))
+        runs.append(replace(run, config={**run.config, "data": {"batch_size": 2, "seq_len": 50}}))
+    (comparison,) = comparisons_of(runs)
+    found = [text for text in caveats(comparison, {"train_flops": 1e10}) if "against train_flops" in text]
+    assert found == ["c was trained with 1.2e+10 FLOPs (+20% against train_flops)."]
+
+
 def test_small_losses_are_shown_with_the_digits_that_they_need(tmp_path: Path) -> None:
     comparison = make_comparison(tmp_path, {"a": [1.0e-4, 1.2e-4, 1.1e-4], "b": [5.0e-4, 5.3e-4, 5.1e-4]})
     assert "a has the lowest validation loss on shakespeare: 1.1e-04 ± 1.0e-05 nats" in verdict(comparison, MATCHED)[0]
@@ -188,8 +198,17 @@ def test_models_with_one_rate_or_unlike_settings_are_no_fair_comparison(tmp_path
 
 def test_where_nothing_came_to_a_loss_that_is_said(tmp_path: Path) -> None:
     (comparison,) = comparisons_of([read_run(make_run(tmp_path, "a", 1e-3, 0, None, error="boom"))])
-    assert verdict(comparison, {}) == ["No run on shakespeare has a loss."]
-    assert loss_table(comparison, {})["rows"][0][1] == "no run has a loss"
+    assert verdict(comparison, {}) == ["No scored run on shakespeare has a loss."]
+    assert loss_table(comparison, {})["rows"][0][1] == "no scored run has a loss"
+
+
+def test_runs_that_choose_are_counted_while_none_is_scored(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path, label, rate, 0, 1.0) for label in "ab" for rate in (1e-3, 3e-3)]
+    runs.append(make_run(tmp_path, "b", 1e-2, 0, None))
+    (comparison,) = comparisons_of([replace(read_run(run), counts=False) for run in runs])
+    assert verdict(comparison, {}) == [
+        "No scored run on shakespeare has a loss; 4 of those that choose learning rates or settings are done."
+    ]
 
 
 def test_the_tables_hold_the_figures(tmp_path: Path) -> None:

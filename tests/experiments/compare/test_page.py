@@ -2,6 +2,7 @@
 
 import random
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from samout_train.cli import compare
 from samout_train.experiments.compare import page
 from samout_train.experiments.compare.axes import flop_unit, share_legend, time_unit, top_of
 from samout_train.experiments.compare.charts import KINDS, accuracy_by_state
+from samout_train.experiments.compare.findings import caveats
 from samout_train.experiments.compare.page import html, markdown, write_page
 from samout_train.experiments.compare.results import comparisons_of
 from samout_train.experiments.compare.runs import read_run
@@ -234,6 +236,19 @@ def test_time_has_the_unit_that_fits(largest: float, unit: str) -> None:
 )
 def test_losses_far_above_most_do_not_flatten_a_chart(losses: list[float], top: float | None) -> None:
     assert top_of(losses) == (pytest.approx(top) if top is not None else None)
+
+
+def test_a_task_has_no_budget_of_operations_and_a_further_size_has_that_of_the_text(tmp_path: Path) -> None:
+    runs = [replace(read_run(make_run(tmp_path / "text", "a", 1e-3, 1, 1.0)), counts=True)]
+    runs.append(replace(runs[0], budget="parameters:200000"))
+    for label, tokens in (("a", 10), ("b", 20)):
+        made = make_run(tmp_path / "task", label, 1e-3, 1, 1.0, data="parity", tokens_seen=tokens)
+        runs.append(replace(read_run(made), counts=True, task=True))
+    (text,) = comparisons_of(runs)
+    record = {"match": "parameters:800k", "train_flops": 1e12}
+    of_task, of_size, own = (page._record_of(one, record) for one in (text.tasks[0], text.sizes[0], text))
+    assert (of_task["train_flops"], of_size["train_flops"], own) == (None, 1e12, record)
+    assert "The models were not trained on the same number of tokens." in caveats(text.tasks[0], of_task)
 
 
 def test_charts_of_one_point_are_left_out(tmp_path: Path) -> None:

@@ -254,6 +254,19 @@ def test_a_run_that_failed_before_it_left_a_configuration_is_known_by_the_record
     assert (found.seed, found.counts) == (4, False)
 
 
+def test_the_largest_number_of_runs_at_a_time_is_kept_once_there_are_runs(tmp_path: Path) -> None:
+    asked = plan(tmp_path, [RATE, 0.01])
+    for jobs in (4, 2):
+        asked.write({"jobs": jobs})
+        assert read_record(tmp_path)["jobs"] == jobs  # no run has begun
+    begun = tmp_path / next(iter(asked.trials({})))
+    begun.mkdir()
+    (begun / "metrics.jsonl").touch()
+    for jobs, most in ((1, 2), (3, 3), (1, 3)):
+        asked.write({"jobs": jobs})
+        assert read_record(tmp_path)["jobs"] == most
+
+
 def test_sizes_are_known_for_their_own_words_and_budget_only(tmp_path: Path) -> None:
     plan(tmp_path, [RATE]).write({"match": "parameters:5k"})
     words = list(WORDS[:1])

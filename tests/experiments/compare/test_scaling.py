@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from samout_train.experiments.compare.charts import charts
+from samout_train.experiments.compare.charts import _has_lines, charts
 from samout_train.experiments.compare.intervals import student_t
 from samout_train.experiments.compare.page import markdown
 from samout_train.experiments.compare.results import Comparison, comparisons_of
@@ -93,6 +93,20 @@ def test_slopes_within_noise_are_not_told_apart(tmp_path: Path) -> None:
     assert "; its slope cannot be told from that of " in told and "more than noise" not in told
     alone = at_sizes(tmp_path / "alone", {"one": -0.07, "other": -0.05}, noise=0.01, seeds=1)
     assert slope_difference(alone, "one", "other", parameters_of) is not None  # three sizes of one seed
+
+
+def test_runs_with_about_the_same_operations_have_no_exponent_of_them(tmp_path: Path) -> None:
+    comparison = at_sizes(tmp_path, {"a": -0.1, "b": -0.05}, noise=0.001)
+    for one in (comparison, *comparison.sizes):
+        for run in one.runs:
+            assert run.summary is not None
+            steps = int(1e14 // run.summary["training_flops_per_token"] // 8192)  # as train_flops=1e14 decides
+            run.summary["tokens_seen"] = steps * 8192  # type: ignore[index]
+    a = [points_of(comparison, "a", size_of).values() for size_of in (parameters_of, training_flops_of)]
+    assert line_of(a[0]) is not None and len({size for size, _ in a[1]}) > 1 and line_of(a[1]) is None
+    table = scaling_table(comparison)
+    assert table is not None and [bool(text) for text in table["rows"][0][-2:]] == [True, False]
+    assert not _has_lines(training_flops_of)(comparison, {}) and line_of([]) is None
 
 
 @pytest.mark.slow

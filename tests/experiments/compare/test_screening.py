@@ -199,7 +199,7 @@ def test_full_runs_of_earlier_finalists_stay_in_the_table_after_a_model_is_added
     (comparison,) = comparisons_of([read_run(tmp_path / name) for name in record["runs"]])
     text = markdown([comparison], record, {}, {})
     assert text.splitlines()[4].startswith("a has the lowest validation loss")
-    assert "| a | 1.055 ±" in text and "| c | 1.255 ±" in text and "| b | no run" not in text
+    assert "| a | 1.055 ±" in text and "| c | 1.255 ±" in text and "| b | no scored run" not in text
     assert "Not among the finalists, though their rank might change with more steps: b." in text
     table = screening_table(Screening(5, 1), comparison.screening_losses, comparison.screening_states, (), ["a", "c"])
     assert [(row["label"], row["in_full"]) for row in table["rows"]] == [("c", "yes"), ("a", "yes"), ("b", "no")]
