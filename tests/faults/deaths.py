@@ -54,7 +54,7 @@ def every_step_of_a_save(case: Case) -> str:
     weights = {"weight": torch.arange(50_000, dtype=torch.float32)}
     before = _saver(case.folder / "before")
     before.save(weights, step=1, best_step=None)
-    before.finish(1)
+    before.finish(1, None)
     k = 0
     while True:
         k += 1
@@ -99,7 +99,7 @@ def _save_and_die(folder: str, k: int) -> None:
     watched = ("open", "os.rename", "os.remove", "os.mkdir")
     sys.addaudithook(lambda event, arguments: tick() if event in watched and folder in str(arguments[0]) else None)
     saver.save({"weight": torch.arange(50_000, dtype=torch.float32) + 1}, step=2, best_step=None)
-    saver.finish(2)
+    saver.finish(2, None)
     os._exit(0)
 
 
