@@ -31,7 +31,7 @@ def make_run(
         "seed": seed,
         "precision": "fp32",
         "model": {"_target_": f"package.{label}", "hidden_size": 8, **(model or {})},
-        "data": {"_target_": f"package.{data}", "seq_len": 64},
+        "data": {"_target_": f"package.{data}", "seq_len": 64, "batch_size": 12},
         "optimizer": {"lr": rate, "weight_decay": 0.1},
         "schedule": {"_target_": "package.Cosine"},
         "trainer": {"clip_grad_norm": 1.0},

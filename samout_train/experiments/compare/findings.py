@@ -1,6 +1,5 @@
 """Put the findings of a comparison into words: which model is better, whether that is more than noise, and caveats."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -9,8 +8,7 @@ from samout_train.experiments.compare.answers import most_right
 from samout_train.experiments.compare.intervals import CONFIDENCE, POWER, Difference
 from samout_train.experiments.compare.matching import TOLERANCE, Budget
 from samout_train.experiments.compare.results import CandidateResult, Comparison, difference
-from samout_train.experiments.compare.runs import Run
-from samout_train.experiments.compare.scaling import parameters_of, steepest
+from samout_train.experiments.compare.scaling import parameters_of, steepest, training_flops_of
 from samout_train.experiments.compare.screening import Screening, screening_caveat
 
 FEW_SEEDS = 3
@@ -42,7 +40,7 @@ def verdict(comparison: Comparison, asked: Asked) -> list[str]:
         choosing = sum(run.counts is False and run.outcome.state == "done" for run in comparison.runs)
         done = ""
         if choosing:
-            done = f"; {choosing} of those that choose learning rates or settings {_are(range(choosing))} done"
+            done = f"; runs that choose learning rates or settings and are done: {choosing}"
         return [*sentences, f"No {of} on {comparison.data} has a loss{done}."]
     best, *others = comparison.ranked
     many = "one seed"
@@ -180,7 +178,7 @@ def _resolved(comparison: Comparison) -> Iterable[str]:
         )
 
 
-def _are(names: Sequence[object]) -> str:
+def _are(names: Sequence[str]) -> str:
     if len(names) == 1:
         return "is"
     return "are"
@@ -381,26 +379,11 @@ def _off_operations(ran: Sequence[CandidateResult], operations: float | None) ->
     if operations is None:
         return
     for one in ran:
-        off = [taken / operations - 1 for taken in map(_flops_of_steps, one.counted) if taken is not None]
+        off = [taken / operations - 1 for taken in map(training_flops_of, one.counted) if taken is not None]
         largest = max(off, key=abs, default=0.0)
         if abs(largest) > TOLERANCE:
             taken = (1 + largest) * operations
             yield f"{one.label} was trained with {taken:.3g} FLOPs ({largest:+.0%} against train_flops)."
-
-
-def _flops_of_steps(run: Run) -> float | None:
-    """Return the FLOPs of the matrix products of a run, of all positions of its rows; None if they are unknown."""
-    summary, data = run.summary or {}, run.config.get("data") or {}
-    factors = [
-        summary.get("training_flops_per_token"),
-        summary.get("steps"),
-        data.get("batch_size"),
-        data.get("seq_len"),
-    ]
-    numbers = [float(factor) for factor in factors if isinstance(factor, int | float)]
-    if len(numbers) < len(factors):
-        return None
-    return math.prod(numbers)
 
 
 def _off_budget(ran: Sequence[CandidateResult], match: str | None) -> Iterable[str]:

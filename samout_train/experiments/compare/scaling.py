@@ -65,11 +65,14 @@ def parameters_of(run: Run) -> float | None:
 
 
 def training_flops_of(run: Run) -> float | None:
-    """Return the FLOPs of the matrix products of a whole run; None if they are unknown."""
-    flops, tokens = _figure(run, "training_flops_per_token"), _figure(run, "tokens_seen")
-    if flops is None or tokens is None:
-        return None
-    return flops * tokens
+    """Return the FLOPs of the matrix products of a whole run, of all places in its rows; None if they are unknown."""
+    data, product = run.config.get("data") or {}, 1.0
+    of_run = (_figure(run, "training_flops_per_token"), _figure(run, "steps"))
+    for factor in (*of_run, data.get("batch_size"), data.get("seq_len")):
+        if not isinstance(factor, int | float):
+            return None
+        product *= factor
+    return product
 
 
 def sizes_of_all(comparison: Comparison) -> list[Comparison]:

@@ -207,7 +207,7 @@ def test_runs_that_choose_are_counted_while_none_is_scored(tmp_path: Path) -> No
     runs.append(make_run(tmp_path, "b", 1e-2, 0, None))
     (comparison,) = comparisons_of([replace(read_run(run), counts=False) for run in runs])
     assert verdict(comparison, {}) == [
-        "No scored run on shakespeare has a loss; 4 of those that choose learning rates or settings are done."
+        "No scored run on shakespeare has a loss; runs that choose learning rates or settings and are done: 4."
     ]
 
 

@@ -100,8 +100,8 @@ def test_runs_with_about_the_same_operations_have_no_exponent_of_them(tmp_path: 
     for one in (comparison, *comparison.sizes):
         for run in one.runs:
             assert run.summary is not None
-            steps = int(1e14 // run.summary["training_flops_per_token"] // 8192)  # as train_flops=1e14 decides
-            run.summary["tokens_seen"] = steps * 8192  # type: ignore[index]
+            steps = int(1e14 // run.summary["training_flops_per_token"] // 768)  # as train_flops=1e14 decides
+            run.summary["steps"] = steps  # type: ignore[index]
     a = [points_of(comparison, "a", size_of).values() for size_of in (parameters_of, training_flops_of)]
     assert line_of(a[0]) is not None and len({size for size, _ in a[1]}) > 1 and line_of(a[1]) is None
     table = scaling_table(comparison)
