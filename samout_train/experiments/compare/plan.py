@@ -421,7 +421,8 @@ class Plan:
             now = self.screening.recorded()
         problems = []
         for key, then in (before.get("screening") or none).items():
-            if now[key] != then:
+            more = key == "always" and set(then) <= set(now[key])  # models may be added
+            if now[key] != then and not more:
                 text = f"the comparison in {self.folder} has {shown(then)}"
                 problems.append(Problem(key, shown(now[key]), text=text, fix="give another run_dir"))
         return problems

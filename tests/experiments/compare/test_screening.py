@@ -213,6 +213,9 @@ def test_a_comparison_is_continued_with_the_same_screening_only(tmp_path: Path) 
         f"screen_steps=6: {has} 5: give another run_dir",
         f"finalists=2: {has} 1: give another run_dir",
     ]
+    assert plan(tmp_path, Screening(5, 1, ("c", "b"))).check() == []  # further models may be trained in full
+    fewer = f"always=['c']: {has} ['b']: give another run_dir"
+    assert list(map(str, plan(tmp_path, Screening(5, 1, ("c",))).check())) == [fewer]
     assert len(plan(tmp_path, None).check()) == 3
     plan(tmp_path / "without", None).write({})
     assert plan(tmp_path / "without", None).check() == []
