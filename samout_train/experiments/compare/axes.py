@@ -63,13 +63,8 @@ def draw_front(axes: "Axes", places: Mapping[str, tuple[float, float]]) -> None:
         axes.plot(xs, ys, "--", drawstyle="steps-post", color="0.55", linewidth=1, zorder=1, label="front")
 
 
-def log_of_numbers(axes: "Axes", *, in_units: bool = False) -> None:
-    """Make the horizontal axis logarithmic, with numbers such as 2,000 at as many ticks as there is room for.
-
-    Args:
-        axes: Axes of the chart.
-        in_units: Whether to write 2 k instead.
-    """
+def log_of_numbers(axes: "Axes") -> None:
+    """Make the horizontal axis logarithmic, with numbers such as 2 k at as many ticks as there is room for."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     axes.set_xscale("log")
@@ -78,9 +73,7 @@ def log_of_numbers(axes: "Axes", *, in_units: bool = False) -> None:
         if high / low < times:
             axes.xaxis.set_major_locator(LogLocator(subs=subs))
             break
-    axes.xaxis.set_major_formatter("{x:,.0f}")
-    if in_units:
-        with_units(axes)
+    with_units(axes)
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 

@@ -329,14 +329,16 @@ def _state(axes: "Axes", comparison: Comparison, speeds: Speeds) -> None:
     log_of_numbers(axes)
     if (top := top_of(loss for _, loss in places.values())) is not None:
         axes.set_ylim(top=top)
+        smallest = min(size for size, _ in places.values())
         for label, (size, loss) in places.items():
             if loss > top:
+                align = "left" if size == smallest else "center"  # at the edge, inside the axes
                 axes.annotate(
                     f"{loss:.3f} \N{UPWARDS ARROW}",
                     (size, 1),
                     xycoords=("data", "axes fraction"),
                     color=colour_of(comparison, label),
-                    ha="center",
+                    ha=align,
                     va="top",
                 )
     label_axes(axes, "state after a training row, bytes", "validation loss, nats per token")
@@ -383,7 +385,7 @@ def _scaling(size_of: SizeOf, name: str) -> Draw:
             ends = (min(sizes), max(sizes))
             fitted = [math.exp(line.intercept + line.slope * math.log(end)) for end in ends]
             axes.plot(ends, fitted, color=look.color, linewidth=1.5, marker=look.marker, markersize=0, label=shown(one))
-        log_of_numbers(axes, in_units=True)
+        log_of_numbers(axes)
         axes.yaxis.set_major_locator(MaxNLocator(6))
         axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter("{x:.3g}")

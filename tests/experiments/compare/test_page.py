@@ -123,7 +123,7 @@ def test_a_task_is_drawn_over_the_state_with_a_line_for_the_widths_of_a_model(tm
     assert {"share of right answers", "lstm", "front"} <= set(texts["Accuracy against bytes of state"])
     for over in ("Loss", "Accuracy"):
         ticks = texts[f"{over} against bytes of state"]
-        assert {"100", "200", "500", "1,000"} <= set(ticks) and "\N{MULTIPLICATION SIGN}" not in "".join(ticks)
+        assert {"100", "200", "500", "1 k"} <= set(ticks) and "\N{MULTIPLICATION SIGN}" not in "".join(ticks)
 
 
 @pytest.mark.slow
