@@ -214,12 +214,14 @@ def _at_sizes(
 
     found, screening = [], plan.screening
     if screening is not None:
-        screening = replace(screening, finalists=None, always=())
+        chooses = len(plan.rates) > 1 or plan.choose
+        screening = replace(screening, finalists=None, always=()) if chooses else None
     for budget in budgets:
         models = _candidates(settings, request, shared, budget, before, is_beside=True)
         wrong = check_choices(plan.choose, models, budget)
-        if screening is not None and len(plan.rates) > 1:
-            wrong += check_screening(screening, {one.label: one.config for one in models}, plan.rates)
+        if screening is not None:
+            configs = {one.label: one.config for one in models}
+            wrong += check_screening(screening, configs, plan.rates, chooses_settings=bool(plan.choose))
         if wrong:
             raise ConfigError(*wrong)
         found.append(

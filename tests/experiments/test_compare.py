@@ -121,6 +121,20 @@ def test_a_process_takes_the_sizes_that_another_has_measured_meanwhile(
     assert recorded["gru @parameters:8000"]["settings"]["hidden_size"] > 4
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("rates", "short"), [("1e-2", 0), ("[1e-2,2e-2]", 4)])
+def test_a_further_size_has_short_runs_only_where_they_choose(
+    rates: str, short: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plans: list[Plan] = []
+    monkeypatch.setattr("samout_train.experiments.require_causal_models", lambda models: None)
+    monkeypatch.setattr("samout_train.cli.compare._make", lambda plan, at_once: plans.append(plan) or 0)
+    words = ["models=[gru,lstm]", "match=parameters:5k", "sizes=[8k]", "data=recall_small", "model.num_layers=1"]
+    words += ["screen_steps=1", "finalists=1", "trainer.max_steps=3", f"lr={rates}", "seeds=1", "device=cpu"]
+    assert compare.compare([*words, f"run_dir={tmp_path / 'all'}"]) == 0
+    assert len(plans[0].beside[0].trials({})) == short and len(plans[0].trials({})) == max(2, short)
+
+
 def test_paths_keep_their_commas_and_equals_signs(folder: Path) -> None:
     for name in ("a,b=1", "c", "d[1]"):
         (folder / name).mkdir()

@@ -108,6 +108,7 @@ def caveats(comparison: Comparison, asked: Asked) -> list[str]:
     found = [
         *_unfinished(comparison),
         *(sentence for one in comparison.beside for sentence in _unfinished(one)),
+        *_outside(comparison),
         *_off_budget(ran, asked.get("match")),
         *_unlike_sizes(ran),
         *_off_operations(ran, asked.get("train_flops")),
@@ -123,6 +124,13 @@ def caveats(comparison: Comparison, asked: Asked) -> list[str]:
     if jobs > 1:
         found.append(SHARED.format(jobs))
     return found
+
+
+def _outside(comparison: Comparison) -> Iterable[str]:
+    for one in comparison.results:
+        if one.outside:
+            names = ", ".join(run.run_dir.name for run in one.outside)
+            yield f"{one.label}: not scored, because other runs of it belong to a comparison and these do not: {names}."
 
 
 def _not_causal(one: CandidateResult) -> str:
@@ -159,8 +167,10 @@ def _behind(best: CandidateResult, others: Sequence[CandidateResult]) -> str:
         names = by_word.get(word)
         if names:
             parts.append(f"{text} {'; '.join(names)}")
-    text = ", and ".join(parts)
-    return f"{text[0].upper()}{text[1:]} (nats, with {CONFIDENCE:.0%} intervals of the differences seed by seed)."
+    text, unit = ", and ".join(parts), "nats"
+    if by_word.keys() - {"unknown: one seed", "unknown: no seed in common"}:
+        unit += f", with {CONFIDENCE:.0%} intervals of the differences seed by seed"
+    return f"{text[0].upper()}{text[1:]} ({unit})."
 
 
 def _resolved(comparison: Comparison) -> Iterable[str]:
@@ -270,7 +280,9 @@ def _rates(ran: Sequence[CandidateResult], *, extended: bool) -> Iterable[str]:
 def _seeds(ran: Sequence[CandidateResult]) -> Iterable[str]:
     fewest = min((len(one.losses) for one in ran), default=FEW_SEEDS)
     if fewest == 1 and len(ran) > 1:
-        yield "One seed cannot tell a difference from noise."
+        single = [one.label for one in ran if len(one.losses) == 1]
+        of = f" ({', '.join(single)})" if len(single) < len(ran) else ""
+        yield f"One seed{of} cannot tell a difference from noise."
     elif fewest < FEW_SEEDS and len(ran) > 1:
         yield f"With {fewest} seeds, the intervals are very wide."
     leaders = [one for one in ran if one.leads]
@@ -280,7 +292,8 @@ def _seeds(ran: Sequence[CandidateResult]) -> Iterable[str]:
             "leaders and leader_seeds score the best on further ones."
         )
     if leaders:
-        first, further = listed(list(leaders[0].first_losses)), listed(list(leaders[0].losses))
+        first = listed(sorted({seed for one in leaders for seed in one.first_losses}))
+        further = listed(sorted({seed for one in leaders for seed in one.losses}))
         yield (
             f"{', '.join(one.label for one in leaders)} led on {first}, and were then scored on {further}. "
             "Nothing was chosen on these: the losses of the leaders, and the differences among them, are of these "

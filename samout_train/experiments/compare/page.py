@@ -21,7 +21,7 @@ from samout_train.experiments.compare.charts import Chart, Speeds, charts, overv
 from samout_train.experiments.compare.findings import caveats, verdict
 from samout_train.experiments.compare.matching import Budget
 from samout_train.experiments.compare.plan import Plan, stages
-from samout_train.experiments.compare.record import read_record
+from samout_train.experiments.compare.record import Entry, read_record
 from samout_train.experiments.compare.results import Comparison, comparisons_of
 from samout_train.experiments.compare.runs import read_run, run_dirs_below, told_apart
 from samout_train.experiments.compare.scaling import scaling_table
@@ -73,13 +73,12 @@ def finish(plan: Plan) -> None:
         return
     try:
         record = read_record(plan.folder)
-        runs = []
+        entries: dict[str, Entry] = {}
         for stage in stages(plan):
-            for name in stage.entries:
-                run = read_run(plan.folder / name)
-                if run.outcome.state != "waiting":
-                    runs.append(run)
-        comparisons = comparisons_of(runs)
+            entries |= stage.entries
+        entries |= _of_former_finalists(plan, entries)
+        runs = [read_run(plan.folder / name) for name in entries]
+        comparisons = comparisons_of([run for run in runs if run.outcome.state != "waiting"])
         with in_turn(plan.folder):
             write_page(comparisons, record, read_speeds(plan.folder), plan.folder)
         speeds = measured_speeds(plan.candidates, plan.folder)
@@ -123,6 +122,25 @@ def show(paths: Sequence[str], command: str, folder: Path, *, is_new: bool = Fal
     if is_new:
         folder = new_directory(folder)
     _show(comparisons_of(runs), {"command": command, **asked}, speeds, folder)
+
+
+def _of_former_finalists(plan: Plan, entries: Mapping[str, Entry]) -> dict[str, Entry]:
+    """Return the scored runs of models that were finalists only before another model was added.
+
+    Args:
+        plan: Plan of the comparison.
+        entries: The runs that the plan has now.
+    """
+    shown = {(entry.data, entry.budget) for entry in entries.values()}
+    scored = {(entry.label, entry.data, entry.budget) for entry in entries.values() if entry.counts}
+    labels = {one.label for one in plan.candidates}
+    found = {}
+    for name, recorded in read_record(plan.folder).get("runs", {}).items():
+        entry = Entry(**recorded)
+        is_shown = entry.label in labels and (entry.data, entry.budget) in shown
+        if entry.counts and is_shown and (entry.label, entry.data, entry.budget) not in scored:
+            found[name] = entry
+    return found
 
 
 def _not_yet_run(asked: Record, folder: Path) -> list[Path]:
@@ -399,7 +417,7 @@ def _screening_markdown(table: Mapping[str, Any]) -> list[str]:
         for cell in row["cells"]:
             mark = "**" * cell["best"]
             cells.append(f"{mark}{cell['text']}{mark}")
-        lines.append(_row([row["label"], *cells, row["rate"], row["in_full"]]))
+        lines.append(_row([row["name"], *cells, row["rate"], row["in_full"]]))
     return [*lines, "", table["note"], ""]
 
 

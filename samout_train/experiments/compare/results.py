@@ -10,6 +10,7 @@ from typing import Any
 from samout_train.experiments.compare.intervals import Difference, Power, paired_difference
 from samout_train.experiments.compare.matching import Budget
 from samout_train.experiments.compare.runs import Run
+from samout_train.experiments.compare.screening import NOT_OVER
 from samout_train.experiments.jobs import State
 
 Places = dict[str, tuple[float, float]]  # bytes of state and a figure, by label
@@ -51,9 +52,14 @@ class CandidateResult:
 
     @cached_property
     def rates(self) -> dict[float, Run]:
-        """Return by rate the runs that the best rate is chosen from; without a choosing seed, one run of each rate."""
+        """Return by rate the runs that the best rate is chosen from; without a choosing seed, one run of each rate.
+
+        Those of a comparison are recorded; other runs of its models choose nothing.
+        """
         by_rate: dict[float, Run] = {}
-        for run in self.runs:
+        recorded = [run for run in self.runs if run.counts is not None]
+        choosing = [run for run in recorded if not run.counts]
+        for run in choosing or recorded or self.runs:
             is_tried = self.choosing_seed is None or run.seed == self.choosing_seed
             if run.rate is not None and is_tried and run.tries is None:
                 by_rate[run.rate] = run
@@ -84,6 +90,12 @@ class CandidateResult:
         if tried:
             return min(tried, key=lambda run: run.loss or 0.0).settings
         return next((run.settings for run in self.runs if run.counts), {})
+
+    @property
+    def outside(self) -> list[Run]:
+        """Return the runs that belong to no comparison while others do; they are neither chosen from nor scored."""
+        without = [run for run in self.runs if run.counts is None]
+        return without if len(without) < len(self.runs) else []
 
     @cached_property
     def counted(self) -> list[Run]:
@@ -120,8 +132,15 @@ class CandidateResult:
 
     @property
     def screening_states(self) -> dict[float, State]:
-        """Return the state of the short run with each rate; empty without a screening."""
-        return {rate: run.outcome.state for rate, run in self.rates.items() if run.screening}
+        """Return the state of the short runs with each rate, of several the one that is not over.
+
+        Empty without a screening.
+        """
+        states = {rate: run.outcome.state for rate, run in self.rates.items() if run.screening}
+        for run in self.runs:  # a run that tries another setting decides, too
+            if run.tries is not None and run.screening and run.rate in states and run.outcome.state in NOT_OVER:
+                states[run.rate] = run.outcome.state
+        return states
 
     @property
     def chosen_and_counted(self) -> bool:

@@ -201,7 +201,8 @@ def screening_table(
         if label in not_causal:
             name = f"{label} (not causal)"
         row = {
-            "label": name,
+            "label": label,
+            "name": name,
             "cells": cells,
             "rate": _named(best, sorted(by_rate)),
             "in_full": "yes" if is_trained else _in_full(label, chosen, screening, states, best),
@@ -221,7 +222,7 @@ def screening_lines(table: Mapping[str, Any]) -> list[str]:
         for cell in row["cells"]:
             mark = "*" * cell["best"]
             cells.append(cell["text"] + mark)
-        lines.append([row["label"], *cells, row["rate"], row["in_full"]])
+        lines.append([row["name"], *cells, row["rate"], row["in_full"]])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     shown_lines = [table["title"]]
     for line in lines:

@@ -34,6 +34,7 @@ from samout_train.training import source_from
 
 TIMES = (1, 4, 16, 64)  # of the training length
 MOST_ROUNDS = 5
+LONGEST_PASS = 300.0  # seconds; a length at which a pass could take longer is not measured
 SECONDS_A_CELL = 3.0  # for one model at one length: no further round begins after this time
 NO_IGNORED = -100
 FILE = "speed.json"
@@ -123,7 +124,8 @@ def tokens_per_second(
         failed: Gets the reason, by label, why a model cannot be moved or run.
 
     Returns:
-        The speeds, without lengths for which a model or the memory has no room, and without models that failed.
+        The speeds, without lengths for which a model or the memory has no room or whose passes could take too long, as
+        if their time grew with the square of the length; and without models that failed.
     """
     failed = {} if failed is None else failed
     measured: dict[str, nn.Module] = {}
@@ -136,15 +138,19 @@ def tokens_per_second(
     found: dict[str, dict[int, float]] = {label: {} for label in measured}
     lengths = [times * seq_len for times in TIMES]
     num_tokens = max(seq_len * batch_size, lengths[-1])
+    last: dict[str, tuple[int, float]] = {}  # the longest measured length of each model, and the seconds of its pass
     for length in lengths:
         ids_RT = torch.randint(vocab_size, (num_tokens // length, length + 1)).to(device)
         passes = {}
         for label, model in measured.items():
-            if label not in failed and _has_room(model, length):
+            shorter, seconds_then = last.get(label, (length, 0.0))
+            is_short = seconds_then * length / shorter <= LONGEST_PASS  # of equally many tokens
+            if label not in failed and _has_room(model, length) and is_short:
                 passes[label] = _pass(model, ids_RT, device, precision)
         for label, seconds in _in_turns(passes, failed).items():
             if seconds:
-                found[label][length] = (ids_RT.numel() - len(ids_RT)) / statistics.median(seconds)
+                last[label] = (length, statistics.median(seconds))
+                found[label][length] = (ids_RT.numel() - len(ids_RT)) / last[label][1]
             after_each()
     return {label: by_length for label, by_length in found.items() if label not in failed}
 

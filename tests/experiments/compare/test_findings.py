@@ -67,6 +67,20 @@ def test_a_model_that_is_not_causal_is_named_first_and_has_no_rank(tmp_path: Pat
     assert verdict(alone, {})[1:] == ["No scored run of a causal model on shakespeare has a loss."]
 
 
+def test_one_seed_has_no_interval(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path, label, 1e-3, 1, loss) for label, loss in (("a", 1.0), ("b", 1.1))]
+    (comparison,) = comparisons_of([read_run(run) for run in runs])
+    told = " ".join(verdict(comparison, MATCHED))
+    assert "One seed cannot tell whether it is below b, by 0.100 (nats)." in told and "interval" not in told
+
+
+def test_a_model_with_one_seed_among_others_is_named(tmp_path: Path) -> None:
+    seeds = {"a": (1, 2, 3), "b": (1, 2, 3), "c": (1,)}
+    runs = [make_run(tmp_path, label, 1e-3, seed, 1.0) for label, of in seeds.items() for seed in of]
+    (comparison,) = comparisons_of([read_run(run) for run in runs])
+    assert "One seed (c) cannot tell a difference from noise." in caveats(comparison, MATCHED)
+
+
 def test_the_same_figures_under_two_names_are_within_noise(tmp_path: Path) -> None:
     comparison = make_comparison(tmp_path, {"v8": [1.0, 1.1, 1.2], "twin": [1.0, 1.1, 1.2]})
     assert "Within noise of it is twin, by 0.000 (0.000 to 0.000)" in verdict(comparison, {})[1]
@@ -80,6 +94,10 @@ def test_the_finer_power_of_the_leaders_is_named_first(tmp_path: Path) -> None:
     read = [read_run(run) for run in runs]
     read = [replace(run, counts=True, leader=run.seed is not None and run.seed > 2) for run in read]
     (comparison,) = comparisons_of(read)
+    lacking = [run for run in read if (run.label, run.seed) != ("a", 4)]
+    assert "led on seeds 1, 2, and were then scored on seeds 3, 4, 5." in " ".join(
+        caveats(comparisons_of(lacking)[0], MATCHED)
+    )
     # differences 0, -0.01, -0.01: deviation 0.00577, times 5.3633 / sqrt(3); -0.1, -0.3: 0.1414 times 14.0826 / sqrt(2)
     assert verdict(comparison, MATCHED)[2] == (
         "3 seeds resolve differences of 0.018 nats among leaders, and 2 seeds 1.408 among all models (80% power)."

@@ -1,5 +1,6 @@
 """Screening: which runs there are, which models are chosen, and what is told."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ from samout_train.cli import compare
 from samout_train.config import CONF, ConfigError, compose_config
 from samout_train.experiments import Plan, candidates, check_screening, read_record, screening_of
 from samout_train.experiments.compare.candidates import Candidate, labelled
-from samout_train.experiments.compare.page import html, markdown, summary_lines
+from samout_train.experiments.compare.findings import caveats
+from samout_train.experiments.compare.page import finish, html, markdown, summary_lines
 from samout_train.experiments.compare.plan import stages
 from samout_train.experiments.compare.results import comparisons_of
 from samout_train.experiments.compare.runs import read_run, told_apart
@@ -109,7 +111,7 @@ def test_the_table_marks_the_best_rate_the_edge_and_who_was_chosen() -> None:
     rows = []
     for row in table["rows"]:
         cells = [cell["text"] + "*" * cell["best"] for cell in row["cells"]]
-        rows.append((row["label"], *cells, row["rate"], row["in_full"]))
+        rows.append((row["name"], *cells, row["rate"], row["in_full"]))
     assert rows == [
         ("b", "1.600", "failed", "1.400*", "0.01 (edge)", "yes"),
         ("a", "2.000", "1.500*", "1.800", "0.003", "no"),
@@ -119,7 +121,7 @@ def test_the_table_marks_the_best_rate_the_edge_and_who_was_chosen() -> None:
     longer = table_of(Screening(500), LOSSES | {"a": {**LOSSES["a"], 3e-2: 1.2}})
     assert [row["rate"] for row in longer["rows"]] == ["0.03 (edge)", "0.01 (edge)", "0.003", ""]  # each of its own
     last = screening_table(Screening(500, 2), LOSSES, ended(LOSSES), ["b"])["rows"][-1]
-    assert (last["label"], last["in_full"]) == ("b (not causal)", "no")
+    assert (last["label"], last["name"], last["in_full"]) == ("b", "b (not causal)", "no")
     two_rates = table_of(Screening(5), {"a": {1e-3: 1.0, 3e-3: 2.0}})
     assert two_rates["rows"][0]["rate"] == "0.001"  # of two, one is always at the edge
 
@@ -189,20 +191,65 @@ def test_page_record_and_terminal_show_the_screening(tmp_path: Path) -> None:
     assert {run.label for run in told_apart(runs)} == {"a", "b"}
 
 
-def test_full_runs_of_earlier_finalists_stay_in_the_table_after_a_model_is_added(tmp_path: Path) -> None:
+def test_full_runs_of_earlier_finalists_stay_in_the_table_after_a_model_is_added(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("samout_train.experiments.compare.page.measured_speeds", lambda *given: {})
     short, full = {"a": 2.0, "b": 2.1, "c": 1.9}, {"a": 1.0, "c": 1.2}
     for labels in ("ab", "abc"):
         asked = plan(tmp_path, Screening(5, 1), labels)
         asked.write({"match": None})
         make_stages(asked, lambda entry: (short if entry.screening else full)[entry.label] + entry.seed / 100)
+    finish(asked)
     record = read_record(tmp_path)
     (comparison,) = comparisons_of([read_run(tmp_path / name) for name in record["runs"]])
-    text = markdown([comparison], record, {}, {})
-    assert text.splitlines()[4].startswith("a has the lowest validation loss")
-    assert "| a | 1.055 ±" in text and "| c | 1.255 ±" in text and "| b | no scored run" not in text
-    assert "Not among the finalists, though their rank might change with more steps: b." in text
+    for text in ((tmp_path / "comparison.md").read_text("utf-8"), markdown([comparison], record, {}, {})):
+        assert text.splitlines()[4].startswith("a has the lowest validation loss")
+        assert "| a | 1.055 ±" in text and "| c | 1.255 ±" in text and "| b | no scored run" not in text
+        assert "Not among the finalists, though their rank might change with more steps: b." in text
     table = screening_table(Screening(5, 1), comparison.screening_losses, comparison.screening_states, (), ["a", "c"])
     assert [(row["label"], row["in_full"]) for row in table["rows"]] == [("c", "yes"), ("a", "yes"), ("b", "no")]
+
+
+def test_a_page_of_a_screening_names_a_model_that_is_not_causal(tmp_path: Path) -> None:
+    asked = plan(tmp_path, Screening(5, 1))
+    asked.write({"match": None})
+    make_stages(asked, lambda entry: 1.0 + (entry.label == "a"), ["b"])
+    record = read_record(tmp_path)
+    (comparison,) = comparisons_of([read_run(tmp_path / name) for name in record["runs"]])
+    assert [one.label for one in comparison.ranked] == ["a"]
+    assert ">b (not causal)</span>" in html([comparison], record, {})
+    assert "| b (not causal) | **1.000** |" in markdown([comparison], record, {}, {})
+    assert any(line.strip().startswith("b (not causal)  1.000*") for line in summary_lines(comparison, record))
+
+
+def test_a_run_that_tries_a_setting_and_is_not_over_leaves_the_screening_open(tmp_path: Path) -> None:
+    asked = replace(plan(tmp_path, Screening(5, 1)), choose={"trainer.max_steps": [20, 30]})
+    asked.write({"match": None})
+    make_stages(asked, lambda entry: None if entry.tries else 1.0 + (entry.label == "a"))
+    stopped = [name for name, entry in read_record(tmp_path)["runs"].items() if entry["tries"]]
+    for name in stopped:
+        (tmp_path / name / "metrics.jsonl").write_text('{"step": 1}\n', "utf-8")
+    (comparison,) = comparisons_of([read_run(tmp_path / name) for name in read_record(tmp_path)["runs"]])
+    losses, states = comparison.screening_losses, comparison.screening_states
+    assert states["a"] == {1e-3: "stopped", 3e-3: "done"} and len(stopped) == 2
+    assert {row["in_full"] for row in screening_table(Screening(5, 1), losses, states)["rows"]} == {"not yet known"}
+
+
+def test_a_run_outside_of_a_comparison_takes_no_part_in_it(tmp_path: Path) -> None:
+    asked = plan(tmp_path / "all", None)
+    asked.write({"match": None})
+    make_stages(asked, lambda entry: 1.0 + (entry.label == "a") / 10 - entry.rate)
+    names = list(read_record(asked.folder)["runs"])
+    others = [make_run(tmp_path / "own", "b", rate, seed, 0.5, data="text") for rate, seed in ((1e-2, 4), (3e-3, 5))]
+    runs = [read_run(run) for run in (*(asked.folder / name for name in names), *others)]
+    (comparison,) = comparisons_of([replace(run, data="text") for run in runs])
+    assert {one.label: one.best_rate for one in comparison.ranked} == {"b": 3e-3, "a": 3e-3}
+    assert [run.loss for run in comparison.ranked[0].counted] == [0.997, 0.997]
+    assert (
+        "b: not scored, because other runs of it belong to a comparison and these do not: b-lr0.01-seed4, "
+        "b-lr0.003-seed5."
+    ) in caveats(comparison, {})
 
 
 def test_a_comparison_is_continued_with_the_same_screening_only(tmp_path: Path) -> None:

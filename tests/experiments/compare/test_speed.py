@@ -38,6 +38,9 @@ def test_a_speed_is_tokens_over_seconds_of_as_many_tokens_at_each_length(monkeyp
     # 64 rows of 4 take 64 seconds, one of 256 takes one
     assert found == {"free": {4: 4.0, 16: 16.0, 64: 64.0, 256: 256.0}, "short": {4: 4.0, 16: 16.0}}
     assert all(parameter.grad is None for parameter in models["free"].parameters())
+    monkeypatch.setattr(speed, "LONGEST_PASS", 255.0)  # four times as long a row could take 4 x 64 seconds
+    found = tokens_per_second({"free": models["free"]}, seq_len=4, batch_size=2, **settings)  # type: ignore[arg-type]
+    assert found == {"free": {4: 4.0}}
 
 
 class Broken(Slow):
