@@ -246,7 +246,8 @@ def screening_caveat(
         return f"{text} The screening is not over: {not_over(states)} of its {of} runs have not ended."
     others = []
     for label, by_rate in losses.items():
-        if label not in chosen and label not in in_full and best_rate(by_rate) is not None:
+        has_place = label in chosen or label in in_full
+        if not has_place and label not in not_causal and best_rate(by_rate) is not None:
             others.append(label)
     if others:
         text += f" Not among the finalists, though their rank might change with more steps: {', '.join(others)}."
