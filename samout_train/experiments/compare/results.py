@@ -28,6 +28,18 @@ class CandidateResult:
     label: str
     runs: Sequence[Run]
 
+    @property
+    def _choosing(self) -> list[Run]:
+        """Return the runs by which rates and settings are chosen.
+
+        Where one comparison chose by short runs and another by full ones that have a loss, these are the full ones.
+        """
+        choosing = [run for run in self.runs if run.counts is False]
+        full = [run for run in choosing if not run.screening]
+        if any(run.loss is not None for run in full):
+            return full
+        return [run for run in choosing if run.screening] or choosing
+
     @cached_property
     def choosing_seed(self) -> int | None:
         """Return the seed on which learning rates are chosen; None if the runs do not show it.
@@ -35,17 +47,13 @@ class CandidateResult:
         A comparison records it. Without a record, it is the seed on which the most rates were tried, or the lowest such
         seed.
         """
-        recorded = []
-        rates: dict[int, set[float]] = {}
-        for run in self.runs:
-            if run.seed is None:
-                continue
-            if run.counts is False:
-                recorded.append(run.seed)
-            if run.rate is not None:
-                rates.setdefault(run.seed, set()).add(run.rate)
+        recorded = [run.seed for run in self._choosing if run.seed is not None]
         if recorded:
             return min(recorded)
+        rates: dict[int, set[float]] = {}
+        for run in self.runs:
+            if run.rate is not None and run.seed is not None:
+                rates.setdefault(run.seed, set()).add(run.rate)
         if any(run.counts for run in self.runs):
             return None
         return min(rates, key=lambda seed: (-len(rates[seed]), seed), default=None)
@@ -58,8 +66,7 @@ class CandidateResult:
         """
         by_rate: dict[float, Run] = {}
         recorded = [run for run in self.runs if run.counts is not None]
-        choosing = [run for run in recorded if not run.counts]
-        for run in choosing or recorded or self.runs:
+        for run in self._choosing or recorded or self.runs:
             is_tried = self.choosing_seed is None or run.seed == self.choosing_seed
             if run.rate is not None and is_tried and run.tries is None:
                 by_rate[run.rate] = run
@@ -83,8 +90,8 @@ class CandidateResult:
     def best_settings(self) -> Mapping[str, Any]:
         """Return the chosen settings other than the rate, by dotted key: those of the run with the lowest loss."""
         tried: list[Run] = []
-        for run in self.runs:
-            if run.rate == self.best_rate and run.counts is False and run.loss is not None:
+        for run in self._choosing:
+            if run.rate == self.best_rate and run.loss is not None:
                 tried.append(run)
         tried.sort(key=lambda run: run.tries is not None)  # ties go to the run that tries the rate, then the first
         if tried:

@@ -36,6 +36,25 @@ def test_where_there_is_no_other_seed_the_choosing_run_counts_and_that_is_said(t
     assert one.edge is None and len(one.missing) == 1
 
 
+@pytest.mark.parametrize("is_done", [True, False])
+def test_of_a_screened_and_another_comparison_the_one_with_full_runs_chooses(tmp_path: Path, *, is_done: bool) -> None:
+    """Short runs have other losses than full ones, so a rate is never chosen among both."""
+    runs = []
+    for rate, short, full in ((1e-3, 2.1, 1.7), (3e-3, 2.3, 1.5)):
+        screened = read_run(make_run(tmp_path / "screened", "v8", rate, 0, short))
+        runs.append(replace(screened, counts=False, screening=True))
+        other = read_run(make_run(tmp_path / "other", "v8", rate, 5, full if is_done else None))
+        runs.append(replace(other, counts=False))
+        runs.append(replace(read_run(make_run(tmp_path, "v8", rate, 6, full + 0.01)), counts=True))
+    one = CandidateResult("v8", runs)
+    if is_done:
+        assert (one.best_rate, one.choosing_seed, one.losses) == (3e-3, 5, {6: pytest.approx(1.51)})
+        assert not one.screening_losses and {run.loss for run in one.rates.values()} == {1.7, 1.5}
+    else:
+        assert (one.best_rate, one.choosing_seed, one.losses) == (1e-3, 0, {6: pytest.approx(1.71)})
+        assert one.screening_losses == {1e-3: 2.1, 3e-3: 2.3}
+
+
 def test_a_best_rate_at_the_edge_is_named(tmp_path: Path) -> None:
     assert result_of(tmp_path / "a", (1e-3, 0, 1.5), (3e-3, 0, 1.7)).edge == "smallest"
     assert result_of(tmp_path / "b", (1e-3, 0, 1.7), (3e-3, 0, 1.5)).edge == "largest"
