@@ -43,7 +43,7 @@ HYDRAS_DIRECTORIES = {
     "hydra.job.chdir": (None, "leave it out: paths are relative to where the program is started"),
     "hydra.mode": (None, "leave it out, and give -m on the command line"),
 }
-CONF = next(path for path in (PACKAGE / "conf", PACKAGE.parent / "conf") if path.is_dir())
+CONF = next((path for path in (PACKAGE / "conf", PACKAGE.parent / "conf") if path.is_dir()), PACKAGE / "conf")
 
 
 @dataclass(frozen=True)

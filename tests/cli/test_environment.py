@@ -4,6 +4,7 @@ import importlib
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -38,6 +39,27 @@ def fresh_kernels() -> Iterator[None]:
     yield
     kernels._unusable.cache_clear()
     use_kernels("auto")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [["model=v8"], ["compare", "models=[v8,gru]"], ["--help"]])
+def test_a_package_that_was_copied_without_its_conf_names_the_file_that_it_lacks(
+    tmp_path: Path, words: list[str]
+) -> None:
+    shutil.copytree(
+        Path(samout_train.__file__).parent, tmp_path / "samout_train", ignore=shutil.ignore_patterns("conf")
+    )
+    found = subprocess.run(
+        [PROGRAM[0], "-P", *PROGRAM[1:], *words],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert found.returncode == 2 and "Traceback" not in found.stderr
+    name = {"compare": "compare.yaml"}.get(words[0], "config.yaml")
+    assert found.stderr.strip() == f"{tmp_path / 'samout_train' / 'conf' / name}: No such file or directory"
 
 
 @pytest.fixture

@@ -67,7 +67,10 @@ def choices_of(asked: Mapping[str, Any] | None) -> dict[str, list[Any]]:
             problems.append(Problem(word, shown(values), text=text))
         elif key in DECIDED:
             problems.append(Problem(word, shown(values), text="is chosen by lr and extend_lr", fix="leave it out"))
-        elif not isinstance(values, list) or len(values) < 2 or any(isinstance(value, list | dict) for value in values):
+        elif isinstance(values, list) and any(isinstance(value, list | dict) for value in values):
+            text = "chooses among lists; values can only be numbers, words, true, false or null"
+            problems.append(Problem(word, shown(values), text=text, fix="compare two models that set it, each its own"))
+        elif not isinstance(values, list) or len(values) < 2:
             text = "must be a list of two values or more"
             problems.append(Problem(word, shown(values), text=text, fix=f"write {word}=[0,0.1]"))
         else:

@@ -34,6 +34,7 @@ def test_values_are_read_by_dotted_key_in_their_order() -> None:
         ({"model": [1, 2]}, "choose.model=[1, 2]: must be a setting of"),
         ({"optimizer.lr": [1, 2]}, "choose.optimizer.lr=[1, 2]: is chosen by lr"),
         ({"model.dropout": [0.1]}, "choose.model.dropout=[0.1]: must be a list of two values or more"),
+        ({"optimizer": {"betas": [[0.9], [0.8]]}}, "choose.optimizer.betas=[[0.9], [0.8]]: chooses among lists"),
         ({"model.dropout": 0.1}, "choose.model.dropout=0.1: must be a list of two values or more"),
     ],
 )
