@@ -24,6 +24,7 @@ from samout_train.models import choose_once, load_published, num_parameters, pub
 from samout_train.runtime import (
     home_path,
     in_words,
+    install_line,
     place_problem,
     read_tensor_file,
     replace_file,
@@ -292,9 +293,7 @@ def safetensors_library() -> Any:
         import safetensors
         import safetensors.torch
     except ImportError as error:
-        raise ValueError(
-            "format=safetensors: needs the package safetensors: pip install 'samout_train[export]'"
-        ) from error
+        raise ValueError(f"format=safetensors: needs the package safetensors: {install_line('export')}") from error
     return safetensors
 
 

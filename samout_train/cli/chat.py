@@ -16,6 +16,7 @@ from samout_train.runtime import home_path, input_as_utf_8, lost_output, replace
 if TYPE_CHECKING:
     from samout_train.evaluation import Conversation, Sampling
 
+CTRL_D = "\x04"  # Windows gives this character to the program, and ends the input with Ctrl-Z
 HELP = """\
 /undo          take back the last question and its answer
 /reset         start a new conversation; the system's words stay
@@ -89,7 +90,7 @@ def _in_terminal(conversation: "Conversation", sampling: "Sampling") -> int:
         except EOFError:
             print(file=sys.stderr)
             return 0
-        if line.strip() == "/quit":
+        if line.strip() in ("/quit", CTRL_D):
             return 0
         try:
             if line.startswith("/"):
@@ -210,7 +211,7 @@ def command(conversation: "Conversation", line: str) -> str:
             replace_file(home_path(rest), lambda file: file.write(content))
             return f"saved {len(conversation.turns)} turns"
         if name == "/load":
-            conversation.load(turns_of_json(Path(home_path(rest)).read_text(encoding="utf-8")))
+            conversation.load(turns_of_json(Path(home_path(rest)).read_text(encoding="utf-8-sig")))
             return f"loaded {len(conversation.turns)} turns"
     except OSError as error:
         raise ValueError(f"{line}: {error.strerror}") from error

@@ -1,5 +1,6 @@
 """`python -m samout_train export run=DIR format=safetensors|published out=DIR`: write weights for other programs."""
 
+import json
 import sys
 from typing import TYPE_CHECKING, Literal
 
@@ -43,9 +44,10 @@ def _print(exported: "Exported", format: str) -> None:
         print(f"  {name:<18} {size:>13,} bytes  {notes.get(name, '')}".rstrip())
     if run.vocabulary is None:
         print("  no vocabulary: the run was not trained on text")
-    equal, load = "weights", f'load_exported("{folder}")'
+    equal, load = "weights", f"load_exported({json.dumps(str(folder), ensure_ascii=False)})"
     if format == "published":
         equal = "weights and logits"
-        load = f'load_published("{folder / WEIGHTS[format]}", num_heads={run.model_node["num_heads"]})'
+        path = json.dumps(str(folder / WEIGHTS[format]), ensure_ascii=False)  # Python reads it as JSON does
+        load = f"load_published({path}, num_heads={run.model_node['num_heads']})"
     print(f"checked  read back, {equal} equal; sha256 of the weights {exported.sha256[:16]}...")
     print(f"to load  {load}")

@@ -54,7 +54,7 @@ def _prove(request: Request, steps: int, kills: int, settings: dict[str, Any]) -
         if "run_dir" in map(key_of, request.overrides):
             folder = Path(settings["run_dir"])
         else:
-            folder = Path(kept.enter_context(TemporaryDirectory()))
+            folder = Path(kept.enter_context(TemporaryDirectory(ignore_cleanup_errors=True)))
         kept.enter_context(locked(folder))
         for name in ("undisturbed", "killed"):
             if (folder / name).exists():

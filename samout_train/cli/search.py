@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 from samout_train.cli.request import Request
 from samout_train.cli.verb import verb
 from samout_train.config import ConfigError, Positive, key_of
-from samout_train.runtime import dashboard_command, place_problem, program, shell_word, text_setting, typed_line
+from samout_train.runtime import (
+    dashboard_command,
+    install_line,
+    place_problem,
+    program,
+    shell_word,
+    text_setting,
+    typed_line,
+)
 
 if TYPE_CHECKING:
     from samout_train.experiments import Search
@@ -33,7 +41,7 @@ def search(request: Request, *, space: Any, trials: Annotated[int, Positive], st
     if train["resume"] is not None:
         raise ConfigError("resume: a search resumes when it gets the same run_dir again: leave it out")
     if importlib.util.find_spec("optuna") is None:
-        raise ConfigError("search needs Optuna, which is not installed: pip install 'samout_train[search]'")
+        raise ConfigError(f"search needs Optuna, which is not installed: {install_line('search')}")
     shared = [word for word in request.overrides if key_of(word) not in OWN]
     tried, folder = space_of(space), Path(train["run_dir"])
     if found := check_space(tried, shared, config_dirs=request.config_dirs, taken=lambda key: key in OWN):

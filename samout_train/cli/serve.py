@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from samout_train.cli.verb import verb
 from samout_train.config import DeviceName, NonNegative, Penalty, Positive, Range, Seed, Threads, TopShare
+from samout_train.runtime import install_line
 
 if TYPE_CHECKING:
     import socket
@@ -169,5 +170,5 @@ def _uvicorn() -> Any:
         import starlette  # noqa: F401
         import uvicorn
     except ImportError as error:
-        raise ValueError("serve: needs starlette and uvicorn: pip install 'samout_train[serve]'") from error
+        raise ValueError(f"serve: needs starlette and uvicorn: {install_line('serve')}") from error
     return uvicorn

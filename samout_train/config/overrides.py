@@ -3,6 +3,7 @@
 import importlib.util
 import re
 import shutil
+import signal
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from hydra.errors import HydraException
 from samout_train.config.diagnostics import missing_option
 from samout_train.config.problem import Problem
 from samout_train.config.yaml_files import options_of
-from samout_train.runtime import home_path, quoted, shell_word
+from samout_train.runtime import home_path, install_line, quoted, shell_word
 
 MAY_BE_NULL = ("experiment",)
 LAUNCHERS = {
@@ -210,7 +211,10 @@ def _check_launcher(word: str, name: object) -> Problem | None:
     plugin = LAUNCHERS.get(str(name))
     if plugin is not None and importlib.util.find_spec(f"hydra_plugins.{plugin}") is None:
         text = f"{plugin.replace('_', '-')} is not installed"
-        return Problem.of_word(word, text=text, fix="pip install 'samout_train[sweep]'")
+        return Problem.of_word(word, text=text, fix=install_line("sweep"))
+    if str(name).startswith("submitit") and not hasattr(signal, "SIGCONT"):  # submitit handles it in every job
+        fix = "leave it out, or use hydra/launcher=joblib"
+        return Problem.of_word(word, text="does not run on Windows", fix=fix)
     if name == "submitit_slurm" and shutil.which("srun") is None:
         fix = "start it where SLURM is, or use hydra/launcher=submitit_local"
         return Problem.of_word(word, text="there is no srun here", fix=fix)

@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from samout_train.checkpoint import CORRUPT, holds_run, is_reserved, is_taken, reserve, step_files
 from samout_train.runtime import (
+    CHILD_ENCODING,
     Bar,
     StopSignals,
     ask_to_stop,
@@ -29,6 +30,7 @@ from samout_train.runtime import (
     read_figures,
     share_of_cores,
     text_setting,
+    wait_for_end,
     write_figures,
 )
 
@@ -37,6 +39,7 @@ Why = Literal["killed", "settings", "error"]
 OUTPUT, FAILURE = "output.txt", "failure.json"
 STOPPED_CODES, REFUSED_CODE = (130, 143), 2
 LOOK_SECONDS = 0.1
+CRASHED_ON_WINDOWS = 0xC0000000  # exit codes from here on are those of exceptions: NTSTATUS, ntstatus.h
 LONGEST_LINE = 16_384  # bytes of metrics.jsonl that are read from its end
 SECONDS_A_LOOK, SECONDS_A_LINE = 1.0, 60.0  # between updates of the steps, on a terminal and elsewhere
 
@@ -256,7 +259,7 @@ class _Ledger:
         for process in self._here:
             ask_to_stop(process.process, number)
         for process in self._here:
-            process.process.wait()
+            wait_for_end(process.process)
             process.release()
 
     def _end(self, job: Job, became: Outcome) -> None:
@@ -302,7 +305,7 @@ class Process:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=os.environ | share_of_cores(at_once),
+                env=os.environ | share_of_cores(at_once) | CHILD_ENCODING,
                 cwd=job.directory,
                 **own_group(),
             )
@@ -321,7 +324,7 @@ class Process:
         if found.state in ("done", "FAILED", "running") or code in STOPPED_CODES:
             return found
         why: Why = "error"
-        if code < 0:
+        if code < 0 or code >= CRASHED_ON_WINDOWS:
             why = "killed"
         elif code == REFUSED_CODE:
             why = "settings"
@@ -331,6 +334,8 @@ class Process:
     def _reason(self, code: int) -> str:
         if code < 0:
             return f"killed by signal {-code} ({signal.Signals(-code).name})"
+        if code >= CRASHED_ON_WINDOWS:
+            return f"killed by Windows ({code:#010x})"
         with (self.job.run_dir / OUTPUT).open("rb") as output:
             output.seek(self._printed_from)
             lines = output.read().decode("utf-8", errors="replace").strip().splitlines()

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from samout_train.checkpoint import find_checkpoint, named_values, read_checkpoint, weights_sha256
-from samout_train.runtime import StopSignals, child_program, own_group, text_setting
+from samout_train.runtime import CHILD_ENCODING, StopSignals, child_program, own_group, text_setting
 
 # Makes CUDA compute the same bits twice, as a CPU does anyway.
 DETERMINISTIC = (
@@ -118,7 +118,7 @@ def _started(words: list[str], run_dir: Path, device: torch.device) -> "Iterator
     if device.type == "cuda":
         first = DETERMINISTIC
     program = child_program(first)
-    environment = os.environ | {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+    environment = os.environ | {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"} | CHILD_ENCODING
     with run_dir.with_suffix(".txt").open("wb") as printed:
         process = subprocess.Popen(
             [*program, "train", *words],

@@ -20,7 +20,7 @@ from samout_train.config import ConfigError, Problem, compose_config, require_no
 from samout_train.experiments.compare.candidates import word_of
 from samout_train.experiments.compare.plan import DECISIVE_KEYS
 from samout_train.experiments.jobs import LOOK_SECONDS, Job, Outcome, Process, curve_of, outcome
-from samout_train.runtime import StopSignals, ask_to_stop, read_figures, write_figures
+from samout_train.runtime import StopSignals, ask_to_stop, read_figures, wait_for_end, write_figures
 from samout_train.training import checked_config, source_from
 
 EXAMPLE = "space={optimizer.lr:{low:1e-4,high:1e-2,log:true},model.num_layers:[2,4]}"
@@ -449,4 +449,4 @@ def _running(job: Job) -> Iterator[Process]:
     finally:
         if process.process.poll() is None:
             ask_to_stop(process.process, None)
-            process.process.wait()
+            wait_for_end(process.process)

@@ -19,6 +19,7 @@ from samout_train.runtime import (
     ZIP,
     MoreThanTensorsError,
     StandIn,
+    install_line,
     kept_otherwise,
     read_module_file,
     read_tensor_file,
@@ -351,7 +352,7 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
     try:
         from safetensors.torch import load_file
     except ImportError as error:
-        raise ValueError("it needs the package safetensors: pip install 'samout_train[export]'") from error
+        raise ValueError(f"it needs the package safetensors: {install_line('export')}") from error
     try:
         return dict(load_file(path))
     except Exception as error:  # the library has its own exception classes

@@ -22,11 +22,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import Parameter
 
+from samout_train.runtime import install_line
+
 Kernels = Literal["auto", "reference", "fused"]
 
 # The library of each device's kernels, its installation, and the precisions that they support.
 LIBRARIES = {
-    "cpu": ("numba", "pip install 'samout_train[fast]'", (torch.float32, torch.bfloat16)),
+    "cpu": ("numba", install_line("fast"), (torch.float32, torch.bfloat16)),
     "cuda": ("triton", "pip install triton", (torch.float32, torch.bfloat16, torch.float16)),
 }
 
@@ -186,7 +188,7 @@ def _choose_chunks(device_type: str) -> Choice:
     if device_type != "cuda":
         return Choice(False, "flash-linear-attention is for cuda only")
     if importlib.util.find_spec("fla") is None:
-        return Choice(False, "flash-linear-attention is not installed (pip install 'samout_train[fla]')")
+        return Choice(False, f"flash-linear-attention is not installed ({install_line('fla')})")
     if reason := _unusable("triton") or _unusable("fla.ops.gla"):
         return Choice(False, f"flash-linear-attention cannot be used ({reason})")
     return Choice(True, f"flash-linear-attention {_version('fla', 'fla-core')}".strip())

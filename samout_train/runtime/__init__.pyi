@@ -39,6 +39,7 @@ from .file_kind import (
     compression_of as compression_of,
     converting_line as converting_line,
     kept_otherwise as kept_otherwise,
+    new_file as new_file,
     old_file_away as old_file_away,
     require_regular_file as require_regular_file,
 )
@@ -92,6 +93,7 @@ from .rng import (
     set_random_states as set_random_states,
 )
 from .search_path import (
+    CHILD_ENCODING as CHILD_ENCODING,
     child_program as child_program,
     hiding_files as hiding_files,
     library_variables as library_variables,
@@ -99,6 +101,7 @@ from .search_path import (
 )
 from .shell import (
     dashboard_command as dashboard_command,
+    install_line as install_line,
     list_setting as list_setting,
     program as program,
     program_file as program_file,
@@ -116,6 +119,7 @@ from .signals import (
     ignore_interrupts as ignore_interrupts,
     own_group as own_group,
     treat_hangup_as_termination as treat_hangup_as_termination,
+    wait_for_end as wait_for_end,
 )
 from .tensor_file import (
     LEGACY as LEGACY,

@@ -255,7 +255,7 @@ def has_cpp_compiler() -> bool:
 
     try:
         get_cpp_compiler()
-    except InvalidCxxCompiler:
+    except (InvalidCxxCompiler, RuntimeError):  # RuntimeError: Visual Studio in another language than English
         return False
     return True
 

@@ -1,5 +1,6 @@
 """Recognise compressed files and Git LFS pointers, and give the commands that convert them."""
 
+import os
 from pathlib import Path
 
 from samout_train.runtime.shell import shell_word
@@ -40,10 +41,12 @@ def kept_otherwise(head: bytes, path: Path | None, *, wanted: str) -> str | None
     """
     if found := compression_of(head):
         name, command = found
-        line, away = converting_line(command, path, "unpacked"), ""
+        line, away = f"`{converting_line(command, path, 'unpacked')}`", ""
+        if os.name == "nt":  # the commands are not there, and `>` of PowerShell changes bytes
+            line = "7-Zip"
         if wanted == TEXT:
             away = old_file_away(path)
-        return f"is compressed ({name}): decompress it first, for example with `{line}`, and give the {wanted}{away}"
+        return f"is compressed ({name}): decompress it first, for example with {line}, and give the {wanted}{away}"
     if head.startswith(GIT_LFS):
         return f"is a pointer of Git LFS and not the {wanted}: run `git lfs pull` where it lies"
     return None
@@ -76,6 +79,16 @@ def converting_line(command: str, path: Path | None, word: str) -> str:
     """
     if path is None:
         return command
+    return f"{command} {_word(path)} > {_word(new_file(path, word))}"
+
+
+def new_file(path: Path, word: str) -> Path:
+    """Return a name beside a file for what it is converted to; no file has it.
+
+    Args:
+        path: The file.
+        word: Part of the new name.
+    """
     plain = path
     if path.suffix.lower() in COMPRESSED_ENDINGS:
         plain = path.with_suffix("")
@@ -84,7 +97,7 @@ def converting_line(command: str, path: Path | None, word: str) -> str:
     while new.exists():  # the command must not overwrite a file
         new = plain.with_name(f"{plain.stem}.{word}{number}{plain.suffix}")
         number += 1
-    return f"{command} {_word(path)} > {_word(new)}"
+    return new
 
 
 def _word(path: Path) -> str:

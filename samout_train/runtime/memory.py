@@ -4,6 +4,7 @@ import ctypes
 import os
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,9 +24,27 @@ def total_memory_bytes(device: torch.device) -> int | None:
     try:
         if device.type == "cuda":
             return int(torch.cuda.get_device_properties(device).total_memory)
+        if windows := getattr(ctypes, "windll", None):
+            return _memory_of_windows(windows)
         return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *_memory_limits()])
     except (AttributeError, OSError, ValueError, RuntimeError, AssertionError):  # not POSIX, or no such device
         return None
+
+
+class _MemoryStatus(ctypes.Structure):
+    """MEMORYSTATUSEX of sysinfoapi.h."""
+
+    _fields_ = (
+        *(("length", ctypes.c_uint32), ("load", ctypes.c_uint32), ("total", ctypes.c_uint64)),
+        *((name, ctypes.c_uint64) for name in ("free", "page", "free_page", "virtual", "free_virtual", "extended")),
+    )
+
+
+def _memory_of_windows(windows: Any) -> int | None:
+    status = _MemoryStatus(length=ctypes.sizeof(_MemoryStatus))
+    if not windows.kernel32.GlobalMemoryStatusEx(ctypes.byref(status)):
+        return None
+    return int(status.total)
 
 
 def _memory_limits() -> list[int]:

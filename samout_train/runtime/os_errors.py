@@ -1,6 +1,7 @@
 """Turn errors of the operating system, such as a full disk, into one line: where, what, and what to do."""
 
 import errno
+import os
 import shutil
 from pathlib import Path
 
@@ -16,6 +17,8 @@ FIXES = {
     errno.EISDIR: "choose another place, as this is a folder",
     errno.EMFILE: "allow more open files with ulimit -n",
 }
+IN_USE = (32, 33)  # ERROR_SHARING_VIOLATION, ERROR_LOCK_VIOLATION of winerror.h
+LONGEST_PATH = 247  # characters; of a folder, which leaves room for a short name: MAX_PATH of minwindef.h
 SIZE_LIMIT = "raise the limit on the size of files (ulimit -f), or choose a file system that takes larger ones"
 
 
@@ -69,7 +72,7 @@ def in_words(error: OSError, *, place: Path | None = None, needed: int | None = 
     if isinstance(error, PlaceError) or where is None:
         return error.strerror or str(error)
     if not is_full(error):
-        fix = fix or FIXES.get(error.errno or 0)
+        fix = fix or _on_windows(error, where) or FIXES.get(error.errno or 0)
         message = f"{where}: {error.strerror or error}"
         if fix:
             message += f": {fix}"
@@ -81,6 +84,18 @@ def in_words(error: OSError, *, place: Path | None = None, needed: int | None = 
         return f"{message}: {SIZE_LIMIT}"
     fix = fix or "delete what is not needed, or choose another place"
     return f"{message}{separator}{free_bytes(Path(where))} are free: {fix}"
+
+
+def _on_windows(error: OSError, where: str | Path) -> str | None:
+    if getattr(error, "winerror", None) in IN_USE:
+        return "close the program that has it open"
+    if (
+        os.name == "nt"
+        and error.errno in (errno.ENOENT, errno.EINVAL)
+        and len(str(Path(where).absolute())) > LONGEST_PATH
+    ):
+        return "choose a shorter directory, since Windows takes 259 characters unless long paths are enabled"
+    return None
 
 
 def free_bytes(path: Path) -> str:

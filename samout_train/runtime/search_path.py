@@ -11,6 +11,10 @@ PACKAGE_PARENT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath
 PREFIXES = {"torch": ("TORCH", "PYTORCH_"), "matplotlib": ("MPL", "MATPLOTLIB_")}
 
 
+# Of what such a process prints to a file, which is read as UTF-8.
+CHILD_ENCODING = {"PYTHONIOENCODING": "utf-8"}
+
+
 def child_program(first: str = "") -> list[str]:
     """Return the command that starts this program in another process, safe from files in its working directory.
 

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-Shell = Literal["posix", "powershell", "pwsh"]
+Shell = Literal["posix", "powershell", "pwsh", "cmd"]
 # Words that need no quotes. PowerShell has its own meaning for a comma, a leading `-` and much else.
 PLAIN: dict[Shell, re.Pattern[str]] = {
     "posix": re.compile(r"[\w@%+:,./-][\w@%+=:,./-]*", re.ASCII),
     "powershell": re.compile(r"[\w./\\:][\w.=/\\:+-]*|--?[\w-]+", re.ASCII),
 }
-PLAIN["pwsh"] = PLAIN["powershell"]
+PLAIN["pwsh"] = PLAIN["cmd"] = PLAIN["powershell"]
 QUOTES = ("'", '"')
 SINGLE_QUOTES = "'\u2018\u2019\u201a\u201b"  # PowerShell treats each of these as one
 
@@ -24,12 +24,12 @@ def typed_line(words: Sequence[str], shell: Shell | None = None) -> str:
 
     Args:
         words: The program and its arguments.
-        shell: `posix` for bash and zsh, `powershell` for Windows PowerShell, `pwsh` for PowerShell 7.3 and later;
-            None for the shell of this process.
+        shell: `posix` for bash and zsh, `powershell` for Windows PowerShell, `pwsh` for PowerShell 7.3 and later,
+            `cmd` for the command prompt of Windows; None for the shell of this process.
     """
     shell = shell or _shell_here()
     line = " ".join(shell_word(word, shell) for word in words)
-    if shell != "posix" and not PLAIN[shell].fullmatch(words[0]):
+    if shell in ("powershell", "pwsh") and not PLAIN[shell].fullmatch(words[0]):
         line = f"& {line}"
     return line
 
@@ -41,12 +41,19 @@ def shell_word(word: str, shell: Shell | None = None) -> str:
         return word
     if shell == "posix":
         return _posix(word)
+    if shell == "cmd":
+        return _cmd(word)
     if shell == "powershell":  # it passes quotes on unchanged, and the program parses them again
         word = re.sub(r'(\\*)"', r'\1\1\\"', word)
         if re.search(r"\s", word):
             word = re.sub(r"\\+\Z", lambda found: 2 * found[0], word)
         word = word or '""'
     return "'" + re.sub(f"[{SINGLE_QUOTES}]", r"\g<0>\g<0>", word) + "'"
+
+
+def install_line(extra: str) -> str:
+    """Return the command that installs an extra of this package."""
+    return f"pip install {shell_word(f'samout_train[{extra}]')}"
 
 
 def quoted(text: str) -> str:
@@ -117,9 +124,24 @@ def _shell_here() -> Shell:
     """Return the shell of this process; a POSIX shell on Windows, such as that of Git, sets SHELL."""
     if sys.platform != "win32" or os.environ.get("SHELL"):
         return "posix"
-    if re.search(r"powershell[\\/]7", os.environ.get("PSMODULEPATH", ""), re.IGNORECASE):
+    modules = os.environ.get("PSMODULEPATH", "")
+    if re.search(r"powershell[\\/_]7", modules, re.IGNORECASE):
         return "pwsh"
+    # Only a PowerShell session adds the folder of the user's own modules. The command prompt always sets PROMPT.
+    in_session = re.search(r"(?<!Program Files)\\WindowsPowerShell\\Modules", modules, re.IGNORECASE)
+    if os.environ.get("PROMPT") and not in_session:
+        return "cmd"
     return "powershell"
+
+
+def _cmd(word: str) -> str:
+    """Return a word in double quotes, in which only % keeps a meaning.
+
+    Within them, two double quotes are one for the C runtime, and the command prompt's quotes stay paired.
+    """
+    word = re.sub(r'(\\*)"', r'\1\1""', word)
+    word = re.sub(r"\\+\Z", lambda found: 2 * found[0], word)
+    return f'"{word}"'
 
 
 def _posix(word: str) -> str:

@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
@@ -25,9 +26,22 @@ def own_group() -> dict[str, Any]:
 def ask_to_stop(process: "subprocess.Popen[bytes]", number: int | None) -> None:
     """Ask a process in its own group to stop, with the signal that this program received.
 
-    On Windows, SIGTERM and SIGINT cannot be sent to another process: SIGTERM would kill it before it could save.
+    On Windows, SIGTERM and SIGINT cannot be sent to another process: SIGTERM would kill it before it could save. If
+    it cannot be asked, since there is no console, it is killed.
     """
-    process.send_signal(getattr(signal, "CTRL_BREAK_EVENT", _interrupt_or_termination(number)))
+    if process.poll() is not None:
+        return
+    try:
+        process.send_signal(getattr(signal, "CTRL_BREAK_EVENT", _interrupt_or_termination(number)))
+    except (OSError, SystemError):  # SystemError: os.kill of CPython where Ctrl-Break fails
+        with suppress(OSError):  # it has just ended
+            process.kill()
+
+
+def wait_for_end(process: "subprocess.Popen[bytes]") -> None:
+    """Wait until a process has ended. On Windows, `Popen.wait` holds signals back until then."""
+    while process.poll() is None:
+        time.sleep(0.02)
 
 
 class StopRequestedError(Exception):

@@ -154,11 +154,11 @@ class _Profile:
                 log.info("%s", line)
         try:
             self.folder.mkdir(exist_ok=True)
+            replace_file(self.folder / TABLE, lambda file: file.write(("\n".join(lines) + "\n").encode()))
             with TemporaryDirectory() as elsewhere:
                 trace = Path(elsewhere) / TRACE
                 self._profiler.export_chrome_trace(str(trace))
                 replace_file(self.folder / TRACE, lambda file: file.write(trace.read_bytes()))
-            replace_file(self.folder / TABLE, lambda file: file.write(("\n".join(lines) + "\n").encode()))
         except OSError as error:  # a profile must not end the run
             log.warning("the profile cannot be written to %s: %s", self.folder, error)
 

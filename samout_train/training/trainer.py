@@ -31,6 +31,7 @@ from samout_train.runtime import (
     random_states,
     reset_peak_memory,
     set_own_random_states,
+    take_place,
     use_tf32,
     write_figures,
 )
@@ -376,7 +377,7 @@ class Trainer:
         """Rename the summary of a finished run that resumes: until it ends again, the run is not finished."""
         path = run_dir / "summary.json"
         if distributed.is_first() and not self.finished() and path.exists():
-            path.replace(path.with_name(f"summary_step_{self.step_count:08d}.json"))
+            take_place(path, path.with_name(f"summary_step_{self.step_count:08d}.json"))
 
     def _save(self, callbacks: Callbacks, checkpoints: Checkpoints) -> None:
         self.training_step.confirm_finite()

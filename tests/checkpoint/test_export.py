@@ -1,5 +1,6 @@
 """Exports: what is written is what the checkpoint holds, other programs read it, and nothing is overwritten."""
 
+import ast
 import builtins
 import json
 import pickle
@@ -174,6 +175,17 @@ def test_a_wrong_request_is_told_with_exit_code_2(
     out, error = capsys.readouterr()
     assert message in error and len(error.splitlines()) <= 8 and not out
     assert sorted(folder.rglob("*")) == before, "a refused request leaves nothing behind"
+
+
+def test_the_line_that_loads_an_export_is_python_for_any_path(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / 'Users\\new "文件"'  # such as C:\Users\new
+    assert export.export([f"run={folder / 'random'}", "format=published", f"out={out}"]) == 0
+    line = capsys.readouterr().out.splitlines()[-1].removeprefix("to load  ")
+    (call,) = ast.parse(line).body
+    assert isinstance(call, ast.Expr) and isinstance(call.value, ast.Call)
+    assert ast.literal_eval(call.value.args[0]) == str(out / "model.pth")
 
 
 def test_the_run_directory_is_where_it_goes_if_nothing_is_said(

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,9 +16,9 @@ from typing import Any
 import pytest
 
 from samout_train import build_model, train
-from samout_train.cli.chat import _from_pipe, command, one_line
+from samout_train.cli.chat import _from_pipe, _in_terminal, command, one_line
 from samout_train.data import Bytes, Turn
-from samout_train.evaluation import Conversation, Template
+from samout_train.evaluation import Conversation, Sampling, Template
 from tests.support.program import samout
 
 SIZES = ["model.hidden_size=12", "model.num_heads=2", "model.num_layers=1", "device=cpu", "trainer.max_steps=2"]
@@ -38,6 +39,15 @@ def test_commands_do_what_they_say(tmp_path: Path) -> None:
     assert command(of, "/reset") == "started a new conversation" and of.turns == [Turn("system", "be kind")]
     assert command(of, "/undo") == "there is nothing to take back"
     assert "/undo" in command(of, "/help")
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())  # as Windows' editors and PowerShell write UTF-8
+    assert command(of, f"/load {file}") == "loaded 1 turns"
+
+
+def test_ctrl_d_in_a_line_ends_the_chat_where_the_terminal_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = iter(["/reset", "\x04\n", "/undo"])
+    monkeypatch.setattr("samout_train.cli.chat._line_reader", lambda: partial(next, lines))
+    assert _in_terminal(talk(), Sampling()) == 0
+    assert next(lines) == "/undo"
 
 
 @pytest.mark.parametrize(

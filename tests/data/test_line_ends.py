@@ -9,6 +9,7 @@ import subprocess
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,9 +19,11 @@ from samout_train.cli import generate, tokenize
 from samout_train.data import Characters, JsonlReader, LineEnds, read_vocabulary_file, text_of
 from samout_train.data.shards.index import read_index
 from samout_train.data.shards.parts import place_to_cut
+from samout_train.data.text import encoding as encoding_module
 from samout_train.data.text.documents import Special, TextReader
 from samout_train.data.text.encoding import other_kind, printable
 from samout_train.data.text.files import survey
+from samout_train.runtime import file_kind
 from samout_train.training import DATA_SETTINGS, data_problems, train
 
 MARK = b"\xef\xbb\xbf"
@@ -132,6 +135,52 @@ def test_a_file_of_another_kind_is_named_whatever_it_is_called(tmp_path: Path, c
 def test_a_prompt_is_not_decompressed(pack: Callable[[bytes], bytes], command: str) -> None:
     with pytest.raises(ValueError, match=rf"standard input is compressed .*`{command}`"):
         text_of("standard input", pack(b"text"), "keep")
+
+
+CHINESE = "第一行。语言模型不用注意力。\r\nline 2, 第二行\r\n"
+BIG_FIVE = "第一行。語言模型不用注意力。\r\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding", "proposed"),
+    [
+        (CHINESE, "gbk", "GB18030"),
+        ("English first. " * 9000 + CHINESE * 5000, "gb18030", "GB18030"),
+        (BIG_FIVE, "big5", "WINDOWS-1252"),
+        ("Où est le café ?", "cp1252", "WINDOWS-1252"),
+        ("ÄÖÜ sind Umlaute, ß nicht.", "cp1252", "WINDOWS-1252"),
+        ("Это мир", "cp1251", "WINDOWS-1252"),
+    ],
+)
+@pytest.mark.parametrize("system", ["posix", "nt"])
+def test_the_line_for_text_in_an_older_encoding_converts_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, system: str, text: str, encoding: str, proposed: str
+) -> None:
+    (tmp_path / "a.txt").write_bytes(text.encode(encoding))
+    monkeypatch.setattr(encoding_module, "os", SimpleNamespace(name=system))
+    with pytest.raises(ValueError, match=" `") as caught:
+        list(TextReader(sos=False).read(tmp_path / "a.txt"))
+    line = str(caught.value).split("`")[1]
+    assert proposed in line and ("iconv" in line) == (system == "posix")
+    language = {"GB18030": "Chinese"}.get(proposed, "Western European")
+    assert f"if it is {language}" in str(caught.value)
+    if proposed != "GB18030" and encoding != "cp1252":
+        return
+    if shutil.which("bash") is None or (system == "posix" and shutil.which("iconv") is None):
+        pytest.skip("there is no iconv, or no bash")
+    subprocess.run(["bash", "-c", line], check=True)
+    assert (tmp_path / "a.utf8.txt").read_bytes() == text.encode("utf-8")
+
+
+def test_on_windows_an_archive_is_unpacked_by_a_program_of_windows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.txt").write_bytes(lzma.compress(b"text"))
+    monkeypatch.setattr(file_kind, "os", SimpleNamespace(name="nt"))
+    with pytest.raises(
+        ValueError, match=r"is compressed \(xz\): decompress it first, for example with 7-Zip, and give"
+    ):
+        list(TextReader(sos=False).read(tmp_path / "a.txt"))
 
 
 TOOLS: dict[str, tuple[str, Callable[[bytes], bytes]]] = {

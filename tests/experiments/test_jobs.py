@@ -43,6 +43,7 @@ open(os.path.join(run_dir, "threads"), "w").write(os.environ.get("OMP_NUM_THREAD
 if word == "where": open(os.path.join(run_dir, "where"), "w").write(os.getcwd())
 if word == "die": os.kill(os.getpid(), signal.SIGKILL)
 if word == "fail": print("a reason\\nand the last line"); sys.exit(1)
+if word == "tell": print("没有 C:/用户/张三", file=sys.stderr); sys.exit(1)
 if word == "refuse": print("the first mistake\\nand another"); sys.exit(2)
 if word == "wait":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -131,6 +132,24 @@ def test_a_job_runs_in_its_own_working_directory(tmp_path: Path) -> None:
     job = Job(Path("jobs/a"), ("where",), tmp_path / "there")
     assert states(run_jobs([job], at_once=1)) == {"a": "done"}
     assert (tmp_path / "jobs" / "a" / "where").read_text() == str(tmp_path / "there")
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_the_reason_of_a_failure_is_read_as_it_was_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the terminal's encoding, a job's standard error would be mixed with UTF-8 in the same file."""
+    monkeypatch.setenv("PYTHONIOENCODING", "gbk")
+    found = run_jobs([Job(tmp_path / "jobs" / "a", ("tell",))], at_once=1)["a"]
+    assert found == Outcome("FAILED", error="ended with exit code 1: 没有 C:/用户/张三", why="error")
+
+
+def test_a_job_that_windows_killed_is_told_from_one_with_an_error(tmp_path: Path) -> None:
+    (tmp_path / "output.txt").write_text("a line\n")
+    process = object.__new__(ledger.Process)
+    process.job, process._printed_from = Job(tmp_path, ()), 0
+    found = process._ended(0xC0000005)  # an access violation
+    assert (found.error, found.why) == ("killed by Windows (0xc0000005)", "killed")
+    forget_failure(tmp_path)
+    assert process._ended(1).error == "ended with exit code 1: a line"
 
 
 @pytest.mark.usefixtures("stand_in")

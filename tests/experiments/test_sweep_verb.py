@@ -1,6 +1,7 @@
 """The ledger of a sweep: what its jobs are, what became of them, and the missing ones made."""
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -155,6 +156,17 @@ def test_a_launcher_that_is_not_installed_says_how_to_get_it(launcher: str, monk
     told = str(problem)
     assert told.startswith(f"{word}: hydra-") and told.endswith("is not installed: pip install 'samout_train[sweep]'")
     assert not check_overrides(["hydra/launcher=basic"], folders=[CONF], in_sweep=True)
+
+
+@pytest.mark.parametrize("launcher", ["submitit_local", "submitit_slurm"])
+def test_submitit_is_refused_where_the_signals_that_it_handles_are_not(
+    launcher: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    monkeypatch.delattr(signal, "SIGCONT")
+    word = f"hydra/launcher={launcher}"
+    problem = check_overrides([word], folders=[CONF], in_sweep=True)[word]
+    assert str(problem) == f"{word}: does not run on Windows: leave it out, or use hydra/launcher=joblib"
 
 
 def test_slurm_is_asked_for_where_it_is() -> None:

@@ -1,12 +1,14 @@
 """Out of memory is recognised by the errors that torch, numpy and Python raise."""
 
+import ctypes
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from samout_train.runtime import is_out_of_memory
+from samout_train.runtime import is_out_of_memory, total_memory_bytes
 
 ALLOCATIONS: dict[str, Callable[[], object]] = {
     "torch's allocator": lambda: torch.empty(10**15),
@@ -29,6 +31,23 @@ def raised_by(run: Callable[[], object]) -> Exception:
     with pytest.raises(Exception) as caught:
         run()
     return caught.value
+
+
+def test_windows_tells_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MEMORYSTATUSEX of sysinfoapi.h: two numbers of 4 bytes, the first its size, 64, and seven of 8."""
+    told = []
+
+    def status(reference: object) -> int:
+        target = ctypes.cast(reference, ctypes.POINTER(ctypes.c_uint32))  # type: ignore[arg-type]
+        told.append(target[0])
+        ctypes.cast(reference, ctypes.POINTER(ctypes.c_uint64))[1] = 5_000_000_000  # type: ignore[arg-type]
+        return len(told) < 2
+
+    kernel32 = SimpleNamespace(GlobalMemoryStatusEx=status)
+    monkeypatch.setattr(ctypes, "windll", SimpleNamespace(kernel32=kernel32), raising=False)
+    assert total_memory_bytes(torch.device("cpu")) == 5_000_000_000
+    assert told == [64]
+    assert total_memory_bytes(torch.device("cpu")) is None
 
 
 @pytest.mark.parametrize("name", ALLOCATIONS)

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,6 +29,7 @@ from samout_train.runtime import (
     in_words,
     is_of_a_place,
     message_of,
+    os_errors,
     place_problem,
     replace_file,
 )
@@ -126,6 +128,20 @@ def test_a_run_directory_that_cannot_be_made_is_refused(
     (tmp_path / "file").touch()
     assert train_verb.train([*RANDOM, f"run_dir={run_dir}"]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_windows_reasons_have_their_own_advice(monkeypatch: pytest.MonkeyPatch) -> None:
+    in_use = PermissionError(errno.EACCES, "in use", "a.txt")
+    in_use.winerror = 32  # type: ignore[attr-defined]
+    assert in_words(in_use) == "a.txt: in use: close the program that has it open"
+    assert in_words(PermissionError(errno.EACCES, "denied", "a.txt")).endswith("this user can read and write")
+    long = FileNotFoundError(errno.ENOENT, "No such file", f"/{'a' * 250}")
+    assert "characters" not in in_words(long)
+    monkeypatch.setattr(os_errors, "os", SimpleNamespace(name="nt"))
+    assert in_words(long).endswith(
+        "choose a shorter directory, since Windows takes 259 characters unless long paths are enabled"
+    )
+    assert in_words(FileNotFoundError(errno.ENOENT, "No such file", "/a")) == "/a: No such file"
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import subprocess
+from functools import partial
 from multiprocessing import connection, get_context
 from pathlib import Path
 from types import SimpleNamespace
@@ -205,7 +206,7 @@ def test_a_file_that_is_open_elsewhere_is_tried_again(tmp_path: Path, monkeypatc
 
 def test_a_process_of_its_own_group_is_stopped_as_each_system_can(monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[int] = []
-    process: Any = SimpleNamespace(send_signal=sent.append)
+    process: Any = SimpleNamespace(send_signal=sent.append, poll=lambda: None)
     assert signals.own_group() == {"start_new_session": True}
     signals.ask_to_stop(process, signal.SIGINT)
     signals.ask_to_stop(process, None)
@@ -214,6 +215,39 @@ def test_a_process_of_its_own_group_is_stopped_as_each_system_can(monkeypatch: p
     monkeypatch.setattr(signal, "CTRL_BREAK_EVENT", 1, raising=False)
     signals.ask_to_stop(process, signal.SIGINT)
     assert signals.own_group() == {"creationflags": 512} and sent[2:] == [1]
+
+
+@pytest.mark.parametrize("error", [OSError(6, "no console"), SystemError("returned a result with an exception set")])
+def test_a_process_that_cannot_be_asked_to_stop_is_killed_and_the_next_one_is_asked(error: Exception) -> None:
+    """os.kill of Windows raises these without a console, and for a process that has just ended."""
+    done: list[str] = []
+
+    def refuse(number: int) -> None:
+        raise error
+
+    def kill() -> None:
+        done.append("killed")
+        raise PermissionError(13, "it has ended")
+
+    process: Any = SimpleNamespace(send_signal=refuse, kill=kill, poll=lambda: None)
+    signals.ask_to_stop(process, None)
+    ended: Any = SimpleNamespace(poll=lambda: 0)
+    signals.ask_to_stop(ended, None)
+    assert done == ["killed"]
+
+
+def test_the_wait_for_a_process_ends_with_it_and_a_signal_can_end_it_before() -> None:
+    looks = iter([None, None, 0])
+    process: Any = SimpleNamespace(poll=partial(next, looks))
+    signals.wait_for_end(process)
+    assert next(looks, "none left") == "none left"
+
+    def stopped() -> None:
+        raise KeyboardInterrupt
+
+    process = SimpleNamespace(poll=stopped)
+    with pytest.raises(KeyboardInterrupt):
+        signals.wait_for_end(process)
 
 
 def test_pipes_of_windows_which_are_no_connections_give_results(monkeypatch: pytest.MonkeyPatch) -> None:

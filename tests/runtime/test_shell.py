@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from samout_train.runtime import (
     list_setting,
     program,
     quoted,
+    shell as shell_module,
     shell_word,
     shown_path,
     typed_line,
@@ -147,6 +149,9 @@ def windows_argv(line: str) -> list[str]:
         position += slashes
         if line[position : position + 1] == '"':
             word += "\\" * (slashes // 2)
+            if not slashes % 2 and inside and line[position + 1 : position + 2] == '"':  # "" within quotes
+                word, position = word + '"', position + 2
+                continue
             if slashes % 2:
                 word += '"'
             else:
@@ -170,6 +175,42 @@ def test_powershell_hears_the_words_that_were_meant_by_its_rules(word: str) -> N
     assert powershell_words(typed_line(["python", word, "b"], "pwsh")) == ["python", word, "b"]
     given = powershell_words(typed_line(["python", word, "b"], "powershell"))
     assert windows_argv(windows_command_line(given)) == ["python", word, "b"]
+
+
+@pytest.mark.parametrize("word", [word for word in SETTINGS if "\n" not in word])  # a line end runs a line
+def test_the_command_prompt_hears_the_words_that_were_meant_by_its_rules(word: str) -> None:
+    line = typed_line([r"C:\Ann Lee\python.exe", word, "b"], "cmd")
+    assert windows_argv(line) == [r"C:\Ann Lee\python.exe", word, "b"]
+    assert not set(re.sub('"[^"]*"', "", line)) & set("&|<>^()%!,;'\"")  # within quotes, all but % are plain
+
+
+MACHINE = r"C:\Program Files\WindowsPowerShell\Modules;C:\WINDOWS\system32\WindowsPowerShell\v1.0\Modules"
+OWN = r"C:\Users\Ann\Documents\WindowsPowerShell\Modules;" + MACHINE
+
+
+@pytest.mark.parametrize(
+    ("variables", "shell"),
+    [
+        ({"PROMPT": "$P$G", "PSMODULEPATH": MACHINE}, "cmd"),
+        ({"PROMPT": "$P$G"}, "cmd"),
+        ({"PSMODULEPATH": OWN}, "powershell"),
+        ({"PROMPT": "$P$G", "PSMODULEPATH": OWN}, "powershell"),  # started from the command prompt
+        ({"PROMPT": "$P$G", "PSMODULEPATH": rf"C:\Program Files\PowerShell\7\Modules;{OWN}"}, "pwsh"),
+        ({"PSMODULEPATH": r"C:\Program Files\WindowsApps\Microsoft.PowerShell_7.5.2.0_x64__8wek\Modules"}, "pwsh"),
+        ({"SHELL": "/usr/bin/bash", "PROMPT": "$P$G"}, "posix"),
+    ],
+)
+def test_the_shell_of_windows_is_told_by_its_variables(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], shell: str
+) -> None:
+    for name in ("SHELL", "PROMPT", "PSMODULEPATH"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(shell_module, "sys", SimpleNamespace(platform="win32"))
+    assert shell_module._shell_here() == shell
+    extra = {"posix": "'samout_train[fast]'", "cmd": '"samout_train[fast]"'}.get(shell, "'samout_train[fast]'")
+    assert shell_module.install_line("fast") == f"pip install {extra}"
 
 
 def received(override: str) -> Any:

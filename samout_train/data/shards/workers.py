@@ -19,6 +19,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 Work = Callable[[T, Callable[[int], None]], R]
 SECONDS_A_LOOK = 0.2
+MOST_ON_WINDOWS = 60  # WaitForMultipleObjects takes at most 64 handles, and Python uses one
 
 
 class WorkerDiedError(Exception):
@@ -47,7 +48,7 @@ def results(
     left = list(reversed(tasks))
     running: dict[Connection, tuple[BaseProcess, T | None]] = {}
     try:
-        for _ in range(min(jobs, len(left))):
+        for _ in range(min(jobs, len(left), MOST_ON_WINDOWS if os.name == "nt" else jobs)):
             ours, theirs = context.Pipe()
             process: BaseProcess = context.Process(target=_serve, args=(theirs, work), daemon=True)
             with _safe_path():

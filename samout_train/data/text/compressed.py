@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-from samout_train.runtime import HEAD_BYTES, compression_of
+from samout_train.runtime import HEAD_BYTES, compression_of, install_line
 
 ENDINGS = (".gz", ".bz2", ".zst")
 KINDS = ("gzip", "bzip2", "zstd")
@@ -68,7 +68,7 @@ def decompressed(name: str, file: IO[bytes], kind: str, member: str = "") -> IO[
         damage = (OSError, zlib.error, zipfile.BadZipFile)
     else:
         if importlib.util.find_spec("zstandard") is None:
-            need = "reading it needs zstandard: pip install 'samout_train[zst]'"
+            need = f"reading it needs zstandard: {install_line('zst')}"
             raise ValueError(f"{name} is compressed (zstd): {need}")
         import zstandard
 

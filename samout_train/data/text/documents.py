@@ -39,6 +39,7 @@ COLUMNS = (TEXT_COLUMN, *LISTS, "instruction", "input", "output", "history", "sy
 KEYS = ("text", *LISTS, "role", "content", "from", "value", "instruction", "input", "output")
 LEAVE_OUT = "leave it out"
 SAMPLE_BYTES = 1 << 16
+COMMON_SHARE = 0.9  # of the characters that are not ASCII
 ROLE_TOKENS = ("<|user|>", "<|agent|>", "<|history|>")
 
 
@@ -409,8 +410,27 @@ def _no_utf_8(name: Path | str, error: UnicodeDecodeError, start: int) -> str:
         return (
             f"has half a surrogate pair {at}, as in CESU-8, which is not UTF-8: save it again as UTF-8, or {LEAVE_OUT}"
         )
-    convert = f"convert it, for example with `{to_utf_8('WINDOWS-1252', _file_of(name))}` if it is Western European"
+    encoding, language = _likely_encoding(chunk)
+    convert = f"convert it, for example with `{to_utf_8(encoding, _file_of(name))}` if it is {language}"
     return f"is not UTF-8 {at}: {convert}, or {otherwise}{old_file_away(_file_of(name))}"
+
+
+def _likely_encoding(content: bytes) -> tuple[str, str]:
+    """Return the encoding that a text which is not UTF-8 may have, and the language of such texts.
+
+    A text in GB18030, or in GBK, its older part, has pairs of bytes that are common characters of GB 2312. A text in
+    WINDOWS-1252 has single bytes between ASCII.
+    """
+    first = next(place for place, byte in enumerate(content) if byte >= 0x80)
+    decoder = codecs.getincrementaldecoder("gb18030")()
+    try:
+        text = decoder.decode(content[first : first + SAMPLE_BYTES])
+    except UnicodeDecodeError:
+        return "WINDOWS-1252", "Western European"
+    wide = "".join(character for character in text if not character.isascii())
+    if len(wide.encode("gb2312", "ignore")) < 2 * len(wide) * COMMON_SHARE:
+        return "WINDOWS-1252", "Western European"
+    return "GB18030", "Chinese"
 
 
 def _file_of(name: Path | str) -> Path | None:

@@ -1,15 +1,31 @@
 """Recognise files that are not UTF-8 text by their first bytes, and open text files, compressed or not."""
 
 import codecs
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 from samout_train.data.text.compressed import decompressed, readable_compression
-from samout_train.runtime import HEAD_BYTES, TEXT, compression_of, converting_line, kept_otherwise, old_file_away
+from samout_train.runtime import (
+    HEAD_BYTES,
+    TEXT,
+    compression_of,
+    converting_line,
+    kept_otherwise,
+    new_file,
+    old_file_away,
+    program_file,
+    typed_line,
+)
 
 SKIPPED_TOGETHER = 1 << 20
+# Python that converts a file to UTF-8; without double quotes, so that it can be typed into any shell.
+CONVERT = (
+    "import sys; a, b, e = sys.argv[1:]; "
+    "open(b, 'x', encoding='utf-8', newline='').write(open(a, encoding=e, newline='').read())"
+)
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 UNICODE = {
     b"\xff\xfe\x00\x00": "UTF-32",
@@ -182,7 +198,12 @@ def other_kind(head: bytes, path: Path | None = None) -> str | None:
 
 
 def to_utf_8(encoding: str, path: Path | None) -> str:
-    """Return the command that converts a file to UTF-8. It names both encodings, so the locale has no effect."""
+    """Return the command that converts a file to UTF-8. It names both encodings, so the locale has no effect.
+
+    Windows has no iconv, and `>` of its PowerShell writes UTF-16: there, Python converts.
+    """
+    if os.name == "nt" and path is not None:
+        return typed_line([program_file(), "-c", CONVERT, str(path), str(new_file(path, "utf8")), encoding])
     return converting_line(f"iconv -f {encoding} -t UTF-8", path, "utf8")
 
 

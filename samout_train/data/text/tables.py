@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from samout_train.data.text.encoding import ARROW, ARROW_STREAM, PARQUET, printable
+from samout_train.runtime import install_line
 
 ROWS_TOGETHER = 64
 BUFFER_BYTES = 1 << 20
@@ -98,9 +99,7 @@ def _named_errors(path: Path) -> Iterator[str | None]:
     """Provide the kind of a table; errors in the block name the file."""
     kind = table_kind(path)
     if importlib.util.find_spec("pyarrow") is None:
-        raise ValueError(
-            f"{printable(path)} is a table ({kind}): reading it needs pyarrow: pip install 'samout_train[parquet]'"
-        )
+        raise ValueError(f"{printable(path)} is a table ({kind}): reading it needs pyarrow: {install_line('parquet')}")
     import pyarrow
 
     try:
